@@ -1,0 +1,36 @@
+# make demo | make test | make benchmark [MODELS=dir]; each makes its own environment.
+# Another interpreter:  make test PYTHON=python3.12 VENV=.venv-3.12
+
+supported = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+candidates := python3 python3.13 python3.12 python3.11
+PYTHON ?= $(shell for python in $(candidates); do \
+	$$python -c "$(supported)" 2>/dev/null && echo $$python && break; done)
+VENV ?= .venv
+MODELS ?= ../shared/models
+ARGS ?=
+
+python := $(VENV)/bin/python
+
+.PHONY: demo test benchmark clean
+demo: $(VENV)/.demo
+	@$(python) examples/demo.py $(ARGS)
+
+test: $(VENV)/.dev
+	@$(python) -m pytest $(ARGS)
+
+benchmark: $(VENV)/.dev
+	@$(python) benchmarks/structure.py --models-dir $(MODELS) $(ARGS)
+
+# setup.cfg alone says what is installed, so only a change of it makes a new one.
+$(VENV)/.made: setup.cfg
+	@"$(PYTHON)" -c "$(supported)" || \
+		{ echo "tfprune needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.%: $(VENV)/.made
+	$(python) -m pip install --quiet --editable ".[$*]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
