@@ -1,0 +1,78 @@
+"""Small models and a clean Keras for every test."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from keras import layers  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def clean_keras():
+    """Seeds every test; undoes a dtype policy or data format that a test set."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.backend.clear_session()
+
+
+@pytest.fixture
+def make_residual():
+    """Builder of an 8x8 residual CNN: stem, two blocks, one with a projection."""
+
+    def make(width=8, classes=3):
+        inputs = layers.Input((8, 8, 3), name="image")
+        x = _conv_bn(inputs, width, "stem")
+        x = _block(x, width, "block1")
+        x = _block(x, 2 * width, "block2", strides=2)
+        x = layers.GlobalAveragePooling2D(name="pool")(x)
+        return keras.Model(inputs, layers.Dense(classes, name="logits")(x))
+
+    return make
+
+
+@pytest.fixture
+def make_vgg():
+    """Builder of a plain 8x8 CNN, biases instead of batch normalization."""
+
+    def make(widths=(8, 16), classes=3):
+        model = keras.Sequential([layers.Input((8, 8, 3), name="image")], name="vgg")
+        for i, width in enumerate(widths, 1):
+            name = f"conv{i}"
+            model.add(
+                layers.Conv2D(width, 3, padding="same", activation="relu", name=name)
+            )
+            model.add(layers.MaxPooling2D(name=f"pool{i}"))
+        model.add(layers.Flatten(name="flatten"))
+        model.add(layers.Dense(classes, name="logits"))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def images():
+    """`(x, y)`: 32 random 8x8 images of three classes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(32, 8, 8, 3)).astype("float32")
+    return x, rng.integers(0, 3, 32)
+
+
+def _conv_bn(x, width, name, strides=1, activation="relu"):
+    x = layers.Conv2D(
+        width, 3, strides, "same", use_bias=False, name=f"{name}_conv"
+    )(x)
+    x = layers.BatchNormalization(name=f"{name}_bn")(x)
+    return layers.Activation(activation, name=f"{name}_act")(x) if activation else x
+
+
+def _block(x, width, name, strides=1):
+    y = _conv_bn(x, width, f"{name}_a", strides)
+    y = _conv_bn(y, width, f"{name}_b", activation=None)
+    if strides != 1 or x.shape[-1] != width:
+        x = _conv_bn(x, width, f"{name}_shortcut", strides, activation=None)
+    return layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([x, y]))

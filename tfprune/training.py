@@ -1,0 +1,115 @@
+"""What callbacks need to know about the run they are in.
+
+All of it is derived from `optimizer.iterations`, which is saved with the model,
+and from what `fit` tells its callbacks; so a resumed run answers as an
+uninterrupted one does.
+"""
+
+import itertools
+import weakref
+
+# model -> the tfprune callbacks that were given it. Weak on both sides: a callback
+# holds its model, so a strong reference to it would keep the model alive for ever.
+_announced = weakref.WeakKeyDictionary()
+
+
+def announce(callback, model):
+    """Lets `siblings` find `callback`; to be called in its `set_model`."""
+    _announced.setdefault(model, weakref.WeakSet()).add(callback)
+
+
+def siblings(callback):
+    """Returns the other tfprune callbacks of the `fit` that `callback` is in.
+
+    Keras gives a callback no access to the others, but hands all callbacks of
+    one `fit` the same `params` object. Callbacks of an earlier `fit` on the same
+    model, finished or failed, carry another one.
+    """
+    known = _announced.get(callback.model, ())
+    others = [c for c in known if c is not callback and c.params is callback.params]
+    return tuple(sorted(others, key=lambda other: type(other).__name__))
+
+
+def iterations(model):
+    """Returns the number of optimizer steps that `model` has taken, as an int."""
+    return int(model.optimizer.iterations)
+
+
+def total_steps(model, params):
+    """Returns the number of optimizer steps in the run, or None if unknown.
+
+    Args:
+        model: the compiled model.
+        params: the `params` of a callback.
+    """
+    if params["steps"] is None:
+        return None
+    return _optimizer_steps(model, params["steps"] * params["epochs"])
+
+
+def origin(model, params, epoch):
+    """Returns the value of `optimizer.iterations` at the start of epoch 0 of the run.
+
+    In a run resumed at `epoch` that start lies in the past (before a load), or,
+    where the optimizer is new, at a negative value.
+
+    Args:
+        model: the compiled model, before its first step in this `fit`.
+        params: the `params` of a callback.
+        epoch: the epoch that is about to begin.
+    """
+    now = iterations(model)
+    if epoch == 0:
+        return now
+    if params["steps"] is None:
+        return 0
+    shift = now - _optimizer_steps(model, params["steps"] * epoch)
+    # `iterations` strays a little from batches: loss scaling skips a step with
+    # infinite gradients, `steps_per_execution` overshoots the end of an epoch of
+    # repeated data, a backup may lie within an epoch. Only a whole epoch is a sign
+    # of training before this run.
+    strayed = abs(shift) < _optimizer_steps(model, params["steps"])
+    return 0 if strayed else shift
+
+
+def skips_steps(model):
+    """Whether the optimizer may leave a batch out without counting it."""
+    from keras.optimizers import LossScaleOptimizer
+
+    return isinstance(model.optimizer, LossScaleOptimizer)
+
+
+def simulate(schedule, steps):
+    """Returns the updates of `schedule` in a run of `steps` optimizer steps.
+
+    Args:
+        schedule: an object with `updates(total_steps)`, see `tfprune.schedules`.
+        steps: int, or None if unknown.
+
+    Raises:
+        ValueError: if the schedule would do nothing, goes back in time or never
+            asks for the whole budget.
+    """
+    updates = tuple(schedule.updates(steps))
+    if not updates:
+        raise ValueError(
+            "`schedule` must update the masks at least once. Received: "
+            f"{schedule}, which does nothing in a run of {steps} steps."
+        )
+    if any(b.step <= a.step for a, b in itertools.pairwise(updates)):
+        raise ValueError(
+            "The steps of a schedule's updates must increase strictly. Received: "
+            f"{schedule}, with updates at {[update.step for update in updates][:20]}."
+        )
+    if updates[-1].fraction != 1.0 or (steps is not None and updates[-1].step > steps):
+        raise ValueError(
+            "The last update of a schedule must have `fraction=1.0` and come before "
+            f"the run ends, or the budget is not met. Received: {schedule}, whose "
+            f"last update is {updates[-1]} in a run of {steps} steps."
+        )
+    return updates
+
+
+def _optimizer_steps(model, batches):
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return batches // (optimizer.gradient_accumulation_steps or 1)
