@@ -1,0 +1,30 @@
+"""tfprune: pruning for Keras 3 that makes models really smaller and really faster."""
+
+from tfprune import constraints, importances, layers
+from tfprune.costs import cost
+from tfprune.graph import Graph, Group, register_rule
+from tfprune.masks import Masks
+from tfprune.pruning import prune
+from tfprune.selection import Budget, select
+from tfprune.surgery import apply_masks, compact, prune_wrap, read_masks, strip
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "Graph",
+    "Group",
+    "Masks",
+    "apply_masks",
+    "compact",
+    "constraints",
+    "cost",
+    "importances",
+    "layers",
+    "prune",
+    "prune_wrap",
+    "read_masks",
+    "register_rule",
+    "select",
+    "strip",
+]

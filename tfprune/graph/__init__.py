@@ -1,0 +1,9 @@
+"""Reading a model: labels on every channel, groups of what is coupled."""
+
+from tfprune.graph import rules_gates, rules_layers, rules_ops, rules_shapes  # noqa: F401
+from tfprune.graph.graph import Graph
+from tfprune.graph.group import Group, Slice
+from tfprune.graph.registry import register_rule
+
+# The rule modules fill the registry when they are imported.
+__all__ = ["Graph", "Group", "Slice", "register_rule"]

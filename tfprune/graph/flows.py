@@ -1,0 +1,256 @@
+"""Ways labels flow through operations without weights, shared by the rules."""
+
+import functools
+
+import keras
+import numpy as np
+
+from tfprune.graph.nodes import tree
+from tfprune.graph.trace import Call, Tensor
+
+TENSOR = Tensor((None, 2))
+
+
+def elementwise(call: Call, *operands, absorbing: bool = False, function=None):
+    """Ties the operands' axes under broadcasting.
+
+    Args:
+        call: the call.
+        operands: `Tensor`s and constants, as the operation is called on them.
+        absorbing: True if one zero operand makes the result zero (a product).
+        function: function of the operands, run on zeros to see whether they stay
+            zero; by default the operation's own `call`.
+    """
+    out = call.outputs[0]
+    labels = {
+        axis: _tie_axis(call, operands, axis, out.shape[axis])
+        for axis in range(1 - len(out.shape), 0)
+        if out.shape[axis] != 1
+    }
+    if absorbing and all(isinstance(each, Tensor) for each in operands):
+        call.zeros = lambda *zeros: _combine(np.logical_or, zeros)
+    else:
+        function = function or call.operation.call
+        call.zeros = lambda *zeros: (
+            _combine(np.logical_and, zeros) if keeps_zero(function, *operands) else None
+        )
+    return Tensor(out.shape).with_labels(labels)
+
+
+def _tie_axis(call: Call, operands, axis: int, size: int):
+    """Ties one axis, counted from the right, of all operands that have it."""
+    partners = []
+    for each in operands:
+        shape = getattr(each, "shape", None)
+        shape = np.shape(each) if shape is None else shape
+        if len(shape) >= -axis and shape[axis] == size:
+            partners.append(each.labels[axis] if isinstance(each, Tensor) else None)
+    return call.tie(*partners)
+
+
+def _combine(logical, zeros):
+    """Joins what is known of several operands; one without channels knows nothing."""
+    known = [each for each in zeros if each is not None]
+    if len(known) < len(zeros) and logical is np.logical_and:
+        return None
+    sizes = {len(each) for each in known}
+    return logical.reduce(known) if len(sizes) == 1 else None
+
+
+def keeps_zero(function, *operands) -> bool:
+    """Returns whether `function` is 0 where all its tensors are 0."""
+    zero = keras.ops.zeros((1, 2))
+    values = [zero if isinstance(each, Tensor) else each for each in operands or [TENSOR]]
+    try:
+        return not np.any(keras.ops.convert_to_numpy(function(*values)))
+    except Exception:
+        # Constants of another width, for instance: nothing is known of the result.
+        return False
+
+
+@functools.lru_cache(maxsize=256)
+def is_elementwise(function) -> bool:
+    """Returns whether a function of one tensor treats each channel by itself."""
+    return _commutes(function, (2, 3, 8), axis=2) == 2
+
+
+def channelwise(call: Call, x: Tensor, axis: int, out_axis: int | None = None):
+    """The channel axis passes, every other labeled axis keeps its size."""
+    axis %= len(x.shape)
+    out_axis = axis if out_axis is None else out_axis
+    call.lock_all(x, f"mixed by {call.path!r}", but=axis)
+    call.zeros = lambda zeros: zeros
+    out = call.outputs[0]
+    return Tensor(out.shape).with_labels({out_axis: x.labels[axis]})
+
+
+def concatenate(call: Call, tensors, axis: int):
+    """Joins the labels along `axis`; the other axes are tied."""
+    out = call.outputs[0]
+    axis %= len(out.shape)
+    labels = {
+        other: call.tie(*(t.labels[other] for t in tensors))
+        for other in range(1, len(out.shape))
+        if other != axis
+    }
+    if any(t.labels[axis] is not None for t in tensors):
+        labels[axis] = np.concatenate([_labels_or_kept(call, t, axis) for t in tensors])
+
+    def zeros(*each):
+        parts = [
+            np.zeros(t.shape[axis], bool) if z is None else z
+            for t, z in zip(tensors, each, strict=True)
+        ]
+        return np.concatenate(parts)
+
+    call.zeros = zeros if labels.get(axis) is not None else None
+    return Tensor(out.shape).with_labels(labels)
+
+
+def _labels_or_kept(call: Call, x: Tensor, axis: int):
+    if x.labels[axis] is not None:
+        return x.labels[axis]
+    labels = call.new_labels(x.shape[axis])
+    call.lock(labels, f"joined to other channels in {call.path!r}")
+    return labels
+
+
+def move(call: Call, x: Tensor, function=None, pads_zero: bool = False):
+    """Runs a data movement on the labels themselves and reads off where they went.
+
+    Args:
+        call: the call.
+        x: the tensor whose entries are moved.
+        function: the movement on a backend tensor, by default the operation's own.
+            Entries it makes up must be -1.
+        pads_zero: True if the entries it makes up are zeros.
+
+    Returns:
+        One `Tensor` per output of the operation.
+    """
+    function = function or call.operation.call
+    placed = [{} for _ in call.outputs]
+    for axis in x.labeled_axes:
+        for number, positions in enumerate(_positions(x, axis, function)):
+            _place(call, x.labels[axis], positions, placed[number])
+    outputs = [
+        Tensor(out.shape).with_labels({a: labels for a, (labels, _) in each.items()})
+        for out, each in zip(call.outputs, placed, strict=True)
+    ]
+    if len(x.labeled_axes) == 1 and len(outputs) == 1 and len(placed[0]) == 1:
+        ((_, index),) = placed[0].values()
+        call.zeros = lambda zeros: _take(zeros, index, pads_zero)
+    return outputs
+
+
+def _take(zeros, index, pads_zero):
+    if zeros is None:
+        return None
+    return np.where(index < 0, pads_zero, zeros[index])
+
+
+def _positions(x: Tensor, axis: int, function) -> list[np.ndarray]:
+    """Runs a movement on a tensor that holds the position along one axis."""
+    shape = [1 if size is None else size for size in x.shape]
+    line = np.arange(shape[axis], dtype=np.int32)
+    line = line.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    grid = keras.ops.convert_to_tensor(np.broadcast_to(line, shape))
+    results = tree.flatten(function(grid))
+    return [keras.ops.convert_to_numpy(each) for each in results]
+
+
+def _place(call: Call, labels, positions: np.ndarray, placed: dict) -> None:
+    """Finds the output axis that positions vary along and puts the labels there."""
+    if not np.any(positions != positions.flat[0]):
+        # One channel was picked out: it can no longer be told apart from others.
+        call.lock(labels, f"picked one by one in {call.path!r}")
+        return
+    varies = [
+        axis
+        for axis in range(positions.ndim)
+        if np.any(positions != np.take(positions, [0], axis))
+    ]
+    main = max(varies, key=lambda axis: positions.shape[axis])
+    if main == 0 or main in placed:
+        call.lock(labels, f"merged with other axes in {call.path!r}")
+        return
+    rows = np.moveaxis(positions, main, -1).reshape(-1, positions.shape[main])
+    rows = np.unique(rows, axis=0)
+    index = rows[0]
+    moved = _labels_at(call, labels, index)
+    # A channel axis split in two: what shares a place on the longer part is tied.
+    for row in rows[1:]:
+        call.tie(moved, _labels_at(call, labels, row))
+    placed[main] = (moved, index)
+
+
+def _labels_at(call: Call, labels, index):
+    moved = labels[index]
+    made_up = index < 0
+    if made_up.any():
+        moved = moved.copy()
+        moved[made_up] = call.new_labels(int(made_up.sum()))
+    return moved
+
+
+def by_probing(call: Call, *args, **kwargs):
+    """Follows a weightless operation of one tensor by trying it out.
+
+    If dropping half of the channels before the operation is the same as dropping
+    them after it, twice, for different halves, the channels pass one by one and no
+    setting of the operation depends on their number. Returns None if it is not.
+    """
+    layer = call.operation
+    if len(call.inputs) != 1 or len(call.outputs) != 1:
+        return None
+    if isinstance(layer, keras.layers.Layer) and layer.variables:
+        return None
+    (x,) = call.inputs
+    if not x.labeled_axes:
+        return Tensor(call.outputs[0].shape)
+    if len(x.labeled_axes) > 1:
+        return None
+
+    def function(value):
+        filled = tree.map_structure(
+            lambda each: value if isinstance(each, Tensor) else each, (args, kwargs)
+        )
+        return layer.call(*filled[0], **filled[1])
+
+    shape = tuple(1 if size is None else size for size in x.shape)
+    out_axis = _commutes(function, shape, x.labeled_axes[0])
+    if out_axis is None:
+        return None
+    return channelwise(call, x, x.labeled_axes[0], out_axis)
+
+
+def _commutes(function, shape, axis: int) -> int | None:
+    """Returns the output axis on which `function` treats input `axis` entry by entry.
+
+    None if it does not: entries are mixed, or their number is fixed.
+    """
+    random = np.random.default_rng(0)
+    x = random.normal(size=shape).astype(np.float32)
+    size = shape[axis]
+    try:
+        whole = _run(function, x)
+        for _ in range(2):
+            index = np.sort(random.choice(size, max(1, size // 2), replace=False))
+            part = _run(function, np.take(x, index, axis))
+            axes = [
+                a
+                for a in range(whole.ndim)
+                if whole.shape[a] == size
+                and np.take(whole, index, a).shape == part.shape
+                and np.array_equal(np.take(whole, index, a), part)
+            ]
+            if len(axes) != 1:
+                return None
+        return axes[0]
+    except Exception:
+        # Any failure on a narrower input means that the width is fixed.
+        return None
+
+
+def _run(function, x):
+    return keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(x)))

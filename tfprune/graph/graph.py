@@ -1,0 +1,312 @@
+"""Graph: which channels of a model are coupled, and what goes with each of them."""
+
+import fnmatch
+from collections.abc import Mapping
+
+import numpy as np
+
+from tfprune.graph.flows import by_probing
+from tfprune.graph.group import Group, Slice
+from tfprune.graph.registry import find_rule
+from tfprune.graph.trace import Trace
+
+
+class Graph:
+    """Reads a Keras model and finds the groups of channels that live together.
+
+    Every channel gets a label; layers state which labels are the same. What is tied
+    together is one unit, the smallest thing that can be removed; units that touch
+    the same places form a `Group`. Layers without a rule keep their channels and are
+    listed in `skipped`. The model is only read.
+
+    Args:
+        model: built Functional or Sequential model, with or without gates.
+
+    Attributes:
+        groups: tuple of `Group`, in the order of the model's layers.
+        skipped: dict of layer path to the reason it could not be followed.
+        locked: dict of layer path to the reason its output channels are all kept.
+        assumed_shapes: inputs with open sizes and the shape costs are counted for.
+
+    Raises:
+        ValueError: if the model is unbuilt, subclassed, or no Keras model.
+
+    Example:
+
+    ```python
+    graph = tfprune.Graph(model)
+    masks = tfprune.select(graph, "magnitude", tfprune.Budget(flops_reduction=0.5))
+    ```
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self._trace = trace = Trace(model, _rule_of)
+        self.skipped = dict(trace.skipped)
+        self.assumed_shapes = dict(trace.assumed_shapes)
+        self._bindings = [b for b in trace.bindings.values() if b.labels is not None]
+        self._unit_of_atom, self._reasons = self._number_units()
+        self.groups = self._make_groups()
+        self.locked = self._find_locked()
+
+    # Units ---------------------------------------------------------------------
+
+    def _number_units(self):
+        """Numbers the units that may go 0..n-1; all that is kept has number n."""
+        roots = self._trace.atoms.root(np.arange(len(self._trace.atoms)))
+        reasons = {}
+        for labels, reason in self._trace.locks:
+            for root in np.unique(roots[labels]).tolist():
+                reasons.setdefault(root, reason)
+        free = np.ones(len(roots), bool)
+        free[list(reasons)] = False
+        heads = np.unique(roots[free[roots]]) if len(roots) else roots
+        number = np.full(len(roots), len(heads))
+        number[heads] = np.arange(len(heads))
+        self.num_units = len(heads)
+        return number[roots], {root: reasons[root] for root in reasons}
+
+    def units(self, labels: np.ndarray) -> np.ndarray:
+        """Returns the unit number of each label; `num_units` where it is kept."""
+        return self._unit_of_atom[labels]
+
+    def _signatures(self) -> np.ndarray:
+        """Returns one number per unit, equal where units touch the same places.
+
+        Places are axes of variables and of tensors, with multiplicity, so that in
+        every place a group is cut evenly and no tensor loses all its channels
+        while its group keeps some.
+        """
+        random = np.random.default_rng(0)
+        signatures = np.zeros(self.num_units + 1, np.uint64)
+        places = [binding.labels for binding in self._bindings]
+        for call in self._trace.calls:
+            for tensor in call.outputs:
+                places += [each for each in tensor.labels if each is not None]
+        keys = random.integers(0, 2**63, len(places), dtype=np.uint64)
+        for key, labels in zip(keys, places, strict=True):
+            np.add.at(signatures, self.units(labels), key)
+        return signatures[:-1]
+
+    def _make_groups(self) -> tuple[Group, ...]:
+        _, first, group_of = np.unique(
+            self._signatures(), return_index=True, return_inverse=True
+        )
+        # Number the groups by their first unit: the order of the model's layers.
+        rank = np.empty(len(first), np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
+        group_of = rank[group_of]
+        order = np.argsort(group_of, kind="stable")
+        self._members = np.split(order, np.cumsum(np.bincount(group_of))[:-1])
+        if not len(first):
+            self._members = []
+            return ()
+        slices = self._slices(group_of, len(first))
+        makers = self._makers(group_of, len(first))
+        names = _unique_names([paths[0] for paths in makers])
+        return tuple(
+            Group(name, len(units), tuple(parts), paths)
+            for name, units, parts, paths in zip(
+                names, self._members, slices, makers, strict=True
+            )
+        )
+
+    def _slices(self, group_of, count: int) -> list[list[Slice]]:
+        group_of = np.append(group_of, count)
+        slices = [[] for _ in range(count)]
+        for b in self._bindings:
+            units = self.units(b.labels)
+            order = np.argsort(units, kind="stable")
+            for number in np.unique(group_of[units]).tolist():
+                if number < count:
+                    own = order[group_of[units[order]] == number]
+                    indices = own.reshape(len(self._members[number]), -1)
+                    slices[number].append(
+                        Slice(b.path, b.variable, b.axis, indices, b.read)
+                    )
+        return slices
+
+    def _makers(self, group_of, count: int) -> list[tuple[str, ...]]:
+        """Returns per group the paths of the layers that make or carry its units."""
+        group_of = np.append(group_of, count)
+        paths = [{} for _ in range(count + 1)]
+        own = {}
+        for b in self._bindings:
+            if not b.read:
+                own.setdefault(b.path, []).append(b.labels)
+        for call in self._trace.calls:
+            made = own.get(call.path) or []
+            for labels in made:
+                for number in np.unique(group_of[self.units(labels)]).tolist():
+                    paths[number][call.path] = None
+        for call in self._trace.calls:
+            for tensor in call.outputs:
+                for labels in tensor.labels:
+                    if labels is None:
+                        continue
+                    for number in np.unique(group_of[self.units(labels)]).tolist():
+                        if not paths[number]:
+                            paths[number][call.path] = None
+        return [tuple(each) for each in paths[:count]]
+
+    # Reading -------------------------------------------------------------------
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Paths of all layers and operations, in call order."""
+        return tuple(dict.fromkeys(call.path for call in self._trace.calls))
+
+    @property
+    def calls(self) -> tuple:
+        return tuple(self._trace.calls)
+
+    @property
+    def bindings(self) -> tuple:
+        """Every labeled axis of every variable."""
+        return tuple(self._bindings)
+
+    @property
+    def mac_terms(self) -> tuple:
+        return tuple(self._trace.terms)
+
+    def nested_inputs(self, model) -> list | None:
+        """Returns the tensors a nested model is first called on; None for others."""
+        return self._trace.nested_inputs(model)
+
+    def group(self, name: str) -> Group:
+        """Returns the group of this name."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise ValueError(f"No group is named {name!r}. {self._some_names()}")
+
+    def match(self, pattern: str) -> tuple[Group, ...]:
+        """Returns the groups with a name or layer that matches a path pattern.
+
+        Args:
+            pattern: layer path, `*` and `?` allowed.
+
+        Raises:
+            ValueError: if nothing in the model matches.
+        """
+        found = tuple(
+            group
+            for group in self.groups
+            if any(fnmatch.fnmatchcase(p, pattern) for p in (group.name, *group.layers))
+        )
+        if not found:
+            kept = [p for p in self.layers if fnmatch.fnmatchcase(p, pattern)]
+            why = f"{kept[0]!r} has no channels that can go" if kept else "no such layer"
+            raise ValueError(
+                f"The path pattern {pattern!r} names no group of this model ({why}). "
+                + self._some_names()
+            )
+        return found
+
+    def _some_names(self) -> str:
+        names = [group.name for group in self.groups]
+        return f"Its groups are: {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
+
+    def check(self, masks: Mapping) -> None:
+        """Raises ValueError unless `masks` are masks of this graph."""
+        sizes = {group.name: group.size for group in self.groups}
+        unknown = [name for name in masks if name not in sizes]
+        if unknown:
+            raise ValueError(
+                f"`masks` belong to another model: {unknown[0]!r} is no group of "
+                f"{self.model.name!r}. {self._some_names()}"
+            )
+        for name, mask in masks.items():
+            mask = np.asarray(mask)
+            if mask.dtype != bool or mask.shape != (sizes[name],):
+                raise ValueError(
+                    f"The mask of group {name!r} must be a bool array of shape "
+                    f"({sizes[name]},). Received: shape {mask.shape}, {mask.dtype}"
+                )
+            if not mask.any():
+                raise ValueError(
+                    f"The mask of group {name!r} keeps no channel: a layer needs at "
+                    "least one. Keep the most important, or remove the branch by hand."
+                )
+
+    def keep(self, masks: Mapping | None) -> np.ndarray:
+        """Returns per unit whether it stays, and a last True for all that is kept.
+
+        Args:
+            masks: group name to bool array; groups that are missing stay whole.
+        """
+        keep = np.ones(self.num_units + 1, bool)
+        if masks is not None:
+            self.check(masks)
+            for group, units in zip(self.groups, self._members, strict=True):
+                if group.name in masks:
+                    keep[units] = masks[group.name]
+        return keep
+
+    def kept(self, masks: Mapping | None):
+        """Returns the function `labels -> bool array` of what stays under `masks`."""
+        keep = self.keep(masks)
+        return lambda labels: keep[self.units(labels)]
+
+    def masks_of(self, keep: np.ndarray) -> dict:
+        """Returns the masks of a bool array over units, as made by `keep`."""
+        return {
+            group.name: keep[units]
+            for group, units in zip(self.groups, self._members, strict=True)
+        }
+
+    def layer_masks(self, masks: Mapping) -> dict[str, np.ndarray]:
+        """Returns what each layer's output keeps, for checks from outside.
+
+        Args:
+            masks: group name to bool array.
+
+        Returns:
+            `{layer path: bool array}` over the output channel axis of every layer
+            and operation whose output loses channels.
+        """
+        kept = self.kept(masks)
+        found, clash = {}, set()
+        for call in self._trace.calls:
+            if len(call.outputs) != 1 or call.outputs[0].channel_axis is None:
+                continue
+            mask = kept(call.outputs[0].labels[call.outputs[0].channel_axis])
+            if not np.array_equal(found.setdefault(call.path, mask), mask):
+                clash.add(call.path)
+        return {
+            path: mask
+            for path, mask in found.items()
+            if path not in clash and not mask.all()
+        }
+
+    def _find_locked(self) -> dict[str, str]:
+        roots = self._trace.atoms.root(np.arange(len(self._trace.atoms)))
+        locked = dict(self.skipped)
+        for call in self._trace.calls:
+            for tensor in call.outputs[:1]:
+                labels = tensor.labels[tensor.channel_axis or 0]
+                if labels is not None and (self.units(labels) == self.num_units).all():
+                    locked.setdefault(call.path, self._reasons[int(roots[labels[0]])])
+        return locked
+
+    def summary(self) -> str:
+        """Returns one line per group and per skipped layer."""
+        lines = [f"{len(self.groups)} groups, {self.num_units} units"]
+        for group in self.groups:
+            coupled = f" with {', '.join(group.layers[1:])}" * (len(group.layers) > 1)
+            lines.append(f"  {group.name}: {group.size}{coupled}")
+        lines += [f"  skipped {path}: {why}" for path, why in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def _rule_of(operation):
+    rule = find_rule(operation)
+    return by_probing if rule is None else rule.trace
+
+
+def _unique_names(names: list[str]) -> list[str]:
+    seen, unique = {}, []
+    for name in names:
+        seen[name] = seen.get(name, -1) + 1
+        unique.append(name if seen[name] == 0 else f"{name}:{seen[name]}")
+    return unique

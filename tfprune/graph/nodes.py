@@ -1,0 +1,100 @@
+"""The one home of Keras's private graph API: how to walk a model's nodes."""
+
+import copy
+
+import keras
+from keras.src.models.functional import Functional
+from keras.src.ops.operation import Operation
+from keras.src.saving.serialization_lib import ObjectSharingScope
+from keras.src.tree import tree_api as tree
+
+__all__ = [
+    "Functional",
+    "Operation",
+    "as_functional",
+    "copy_operation",
+    "fill_in",
+    "input_layer_of",
+    "input_structure",
+    "nodes_in_order",
+    "object_sharing_scope",
+    "output_structure",
+    "tree",
+]
+
+
+def as_functional(model) -> Functional:
+    """Returns the `Functional` behind a Functional or Sequential model.
+
+    Raises:
+        ValueError: if `model` is no Keras model, is not built, or is a subclassed
+            model, whose graph Keras does not record.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "`model` must be a Keras 3 Functional or Sequential model. "
+            f"Received: {model!r} (of type {type(model).__name__})"
+        )
+    if isinstance(model, keras.Sequential):
+        if getattr(model, "_functional", None) is None:
+            raise ValueError(
+                "`model` must be built: its shapes are not known yet. "
+                f"Received: unbuilt Sequential {model.name!r}. Start it with "
+                "`keras.Input(shape)` or call `model.build(input_shape)` first."
+            )
+        return model._functional
+    if not isinstance(model, Functional):
+        raise ValueError(
+            "`model` must be a Functional or Sequential model: a subclassed model "
+            "records no graph of layers. Received: "
+            f"{model.name!r} of class {type(model).__name__}. Wrap its call: "
+            "`inputs = keras.Input(shape); "
+            "model = keras.Model(inputs, subclassed.call(inputs))`."
+        )
+    return model
+
+
+def nodes_in_order(functional: Functional) -> list:
+    """Returns the nodes of one model, every node after those it reads."""
+    by_depth = functional._nodes_by_depth
+    return [
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if node.operation and not node.is_input
+    ]
+
+
+def fill_in(node, tensors: dict):
+    """Returns `(args, kwargs)` of a node with `tensors[id(keras_tensor)]` put in."""
+    return node.arguments.fill_in(tensors)
+
+
+def input_structure(functional: Functional):
+    return functional._inputs_struct
+
+
+def output_structure(functional: Functional):
+    return functional._outputs_struct
+
+
+def input_layer_of(keras_tensor):
+    """Returns the `InputLayer` that made an input tensor of a model."""
+    return keras_tensor._keras_history.operation
+
+
+def object_sharing_scope():
+    """Returns a context in which objects that share an id are deserialized once."""
+    return ObjectSharingScope()
+
+
+def copy_operation(operation: Operation) -> Operation:
+    """Returns a copy of a weightless operation that belongs to no graph yet.
+
+    A shallow copy also works for operations whose arguments Keras cannot
+    serialize, and keeps the name, which `from_config` may not.
+    """
+    twin = copy.copy(operation)
+    twin._inbound_nodes = []
+    twin._outbound_nodes = []
+    return twin

@@ -1,0 +1,239 @@
+"""Rules of the layers that have weights."""
+
+import numpy as np
+from keras import layers
+
+from tfprune.graph.flows import is_elementwise, keeps_zero
+from tfprune.graph.registry import register_rule
+from tfprune.graph.trace import Call, Tensor
+
+
+def channel_axis(layer, rank: int) -> int:
+    """Returns the channel axis of a layer with a `data_format`, from the left."""
+    first = getattr(layer, "data_format", None) == "channels_first"
+    return 1 if first else rank - 1
+
+
+def positions(x: Tensor, axis: int) -> list:
+    """Returns size and labels of every axis but the batch and `axis`."""
+    axis %= len(x.shape)
+    pairs = list(zip(x.shape, x.labels, strict=True))
+    return [pair for a, pair in enumerate(pairs) if a not in (0, axis)]
+
+
+def _is_quantized(layer) -> bool:
+    return bool(
+        getattr(layer, "lora_enabled", False)
+        or getattr(layer, "quantization_mode", None)
+    )
+
+
+def _fused_activation_keeps_zero(layer) -> bool:
+    activation = layer.activation
+    return activation is None or keeps_zero(activation)
+
+
+def _check_activation(call: Call, labels) -> None:
+    activation = call.operation.activation
+    if activation is not None and not is_elementwise(activation):
+        call.lock(labels, f"mixed by the activation of {call.path!r}")
+
+
+def _contract(call: Call, x: Tensor, kernel, in_axis, out_axis, axis, places):
+    """Reads x's channels with one axis of `kernel` and makes those of another."""
+    layer = call.operation
+    call.read(kernel, in_axis, x.labels[axis], x)
+    made = call.make(kernel, out_axis)
+    if layer.bias is not None:
+        call.bind(layer.bias, 0, made)
+    call.count_macs(kernel, places)
+    _check_activation(call, made)
+    call.zeros = lambda zeros: _contraction_zeros(layer, kernel, in_axis, out_axis, zeros)
+    return made
+
+
+def _contraction_zeros(layer, kernel, in_axis, out_axis, zeros):
+    if not _fused_activation_keeps_zero(layer):
+        return None
+    used = np.moveaxis(kernel.numpy() != 0, (in_axis, out_axis), (0, -1))
+    if zeros is not None:
+        used = used[~zeros]
+    unused = ~used.reshape(-1, used.shape[-1]).any(axis=0)
+    return unused if layer.bias is None else unused & (layer.bias.numpy() == 0)
+
+
+@register_rule(layers.Dense, sizes={"units": ("kernel", -1)})
+def dense(call: Call, x: Tensor):
+    layer, out = call.operation, call.outputs[0]
+    if _is_quantized(layer):
+        return None
+    made = _contract(call, x, layer.kernel, 0, 1, -1, positions(out, -1))
+    return Tensor(out.shape, x.labels).with_labels({-1: made})
+
+
+@register_rule(
+    layers.Conv1D, layers.Conv2D, layers.Conv3D, sizes={"filters": ("kernel", -1)}
+)
+def conv(call: Call, x: Tensor):
+    layer, out = call.operation, call.outputs[0]
+    if _is_quantized(layer):
+        return None
+    axis = channel_axis(layer, len(x.shape))
+    call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
+    contract = _contract if layer.groups == 1 else _contract_groups
+    made = contract(call, x, layer.kernel, -2, -1, axis, positions(out, axis))
+    return out.with_labels({axis: made})
+
+
+def _contract_groups(call: Call, x: Tensor, kernel, in_axis, out_axis, axis, places):
+    """A grouped convolution: many small groups go as a whole, few large ones thin."""
+    layer = call.operation
+    groups, width = layer.groups, kernel.shape[in_axis]
+    # Every channel of a grouped convolution is in a group, so none is a size-1 axis.
+    read = x.labels[axis]
+    made = call.make(kernel, out_axis)
+    if read is None or made is None:
+        call.lock(made, f"the groups of {call.path!r} read channels that are kept")
+        call.lock(read, f"read by the groups of {call.path!r}")
+    elif groups >= width:
+        _tie_rows(call, np.hstack([read.reshape(groups, -1), made.reshape(groups, -1)]))
+        call.settings = lambda kept: {"groups": int(kept(read).sum()) // width}
+    else:
+        _tie_rows(call, read.reshape(groups, -1).T)
+        _tie_rows(call, made.reshape(groups, -1).T)
+        call.read(kernel, in_axis, read.reshape(groups, -1)[0], x)
+    if layer.bias is not None:
+        call.bind(layer.bias, 0, made)
+    call.count_macs(kernel, places)
+    _check_activation(call, made)
+    return made
+
+
+def _tie_rows(call: Call, table: np.ndarray) -> None:
+    """Ties all labels of each row."""
+    for column in table.T[1:]:
+        call.tie(table[:, 0], column)
+
+
+@register_rule(
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+    layers.Conv3DTranspose,
+    sizes={"filters": ("kernel", -2)},
+)
+def conv_transpose(call: Call, x: Tensor):
+    layer, out = call.operation, call.outputs[0]
+    axis = channel_axis(layer, len(x.shape))
+    call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
+    # Each input position is multiplied with the whole kernel.
+    made = _contract(call, x, layer.kernel, -1, -2, axis, positions(x, axis))
+    return out.with_labels({axis: made})
+
+
+@register_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+def depthwise_conv(call: Call, x: Tensor):
+    layer, out = call.operation, call.outputs[0]
+    axis = channel_axis(layer, len(x.shape))
+    call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
+    kernel, labels = layer.kernel, x.labels[axis]
+    call.bind(kernel, -2, labels)
+    made = None if labels is None else np.repeat(labels, kernel.shape[-1])
+    if layer.bias is not None:
+        call.bind(layer.bias, 0, made)
+    call.count_macs(kernel, positions(out, axis))
+    _check_activation(call, made)
+    call.zeros = lambda zeros: _depthwise_zeros(layer, zeros)
+    return out.with_labels({axis: made})
+
+
+def _depthwise_zeros(layer, zeros):
+    if not _fused_activation_keeps_zero(layer):
+        return None
+    kernel = layer.kernel.numpy()
+    unused = ~(kernel != 0).reshape(-1, *kernel.shape[-2:]).any(axis=0)
+    if zeros is not None:
+        unused |= zeros[:, None]
+    unused = unused.ravel()
+    return unused if layer.bias is None else unused & (layer.bias.numpy() == 0)
+
+
+@register_rule(
+    layers.SeparableConv1D,
+    layers.SeparableConv2D,
+    sizes={"filters": ("pointwise_kernel", -1)},
+)
+def separable_conv(call: Call, x: Tensor):
+    layer, out = call.operation, call.outputs[0]
+    axis = channel_axis(layer, len(x.shape))
+    call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
+    depthwise, labels = layer.depthwise_kernel, x.labels[axis]
+    call.read(depthwise, -2, labels, x)
+    inner = None if labels is None else np.repeat(labels, depthwise.shape[-1])
+    call.count_macs(depthwise, positions(out, axis))
+    # No tensor lies between the two kernels, so the second reads x as well.
+    between = Tensor((None, inner.size if inner is not None else 1), (None, inner))
+    made = _contract(
+        call, between, layer.pointwise_kernel, -2, -1, -1, positions(out, axis)
+    )
+    call.reads.pop()
+    call.zeros = None
+    return out.with_labels({axis: made})
+
+
+@register_rule(layers.Embedding, sizes={"output_dim": ("embeddings", 1)})
+def embedding(call: Call, x: Tensor):
+    if _is_quantized(call.operation):
+        return None
+    made = call.make(call.operation.embeddings, 1)
+    return call.outputs[0].with_labels({-1: made})
+
+
+@register_rule(layers.BatchNormalization)
+def batch_normalization(call: Call, x: Tensor, **kwargs):
+    layer, out = call.operation, call.outputs[0]
+    axis = layer.axis % len(x.shape)
+    for variable in layer.variables:
+        if tuple(variable.shape) == (x.shape[axis],):
+            call.bind(variable, 0, x.labels[axis])
+    call.zeros = lambda zeros: _batch_normalization_zeros(layer, zeros)
+    return Tensor(out.shape, x.labels)
+
+
+def _batch_normalization_zeros(layer, zeros):
+    size = layer.moving_mean.shape[0]
+    beta = np.zeros(size) if layer.beta is None else layer.beta.numpy()
+    off = np.zeros(size, bool) if layer.gamma is None else layer.gamma.numpy() == 0
+    if zeros is not None:
+        off = off | (zeros & (layer.moving_mean.numpy() == 0))
+    return off & (beta == 0)
+
+
+@register_rule(layers.PReLU)
+def prelu(call: Call, x: Tensor):
+    alpha = call.operation.alpha
+    for axis in range(-len(alpha.shape), 0):
+        if alpha.shape[axis] > 1:
+            call.bind(alpha, axis, x.labels[axis])
+    call.zeros = lambda zeros: zeros
+    return Tensor(call.outputs[0].shape, x.labels)
+
+
+@register_rule(
+    layers.LayerNormalization,
+    layers.RMSNormalization,
+    layers.GroupNormalization,
+    layers.UnitNormalization,
+)
+def normalization_across_channels(call: Call, x: Tensor, **kwargs):
+    kind = type(call.operation).__name__
+    for axis in x.labeled_axes:
+        reason = f"{kind} {call.path!r} normalizes across the channels"
+        call.lock(x.labels[axis], reason)
+        call.trace.skipped.setdefault(call.path, f"{kind} keeps its channels")
+    return Tensor(call.outputs[0].shape, x.labels)
+
+
+@register_rule(layers.Normalization)
+def normalization(call: Call, x: Tensor):
+    call.lock_all(x, f"{call.path!r} holds one statistic per channel in its settings")
+    return Tensor(call.outputs[0].shape, x.labels)

@@ -1,0 +1,161 @@
+"""Rules of `keras.ops` and operators in functional models."""
+
+import numpy as np
+from keras.src.ops import core, nn
+from keras.src.ops import numpy as knp
+
+from tfprune.graph.flows import channelwise, concatenate, elementwise, move
+from tfprune.graph.registry import register_rule
+from tfprune.graph.rules_shapes import narrowed_shape
+from tfprune.graph.trace import Call, Tensor
+
+
+def _types(module, names: str) -> list[type]:
+    """Returns the operation classes of these names that this Keras has."""
+    return [getattr(module, name) for name in names.split() if hasattr(module, name)]
+
+
+@register_rule(
+    *_types(nn, "Relu Relu6 Sigmoid Softplus Softsign Silu LogSigmoid LeakyRelu "
+            "HardSigmoid HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink "
+            "SoftShrink Squareplus Threshold"),
+    *_types(knp, "Absolute Abs Negative Square Sqrt Exp Expm1 Log Log1p Tanh Sin Cos "
+            "Reciprocal Round Sign Floor Ceil Clip Copy NanToNum LogicalNot Add "
+            "Subtract Divide TrueDivide DivideNoNan FloorDivide Maximum Minimum Power "
+            "Mod Where Greater GreaterEqual Less LessEqual Equal NotEqual LogicalAnd "
+            "LogicalOr"),
+    *_types(core, "Cast StopGradient"),
+)  # fmt: skip
+def pointwise(call: Call, *operands):
+    return elementwise(call, *operands)
+
+
+@register_rule(knp.Multiply)
+def multiply(call: Call, *operands):
+    return elementwise(call, *operands, absorbing=True)
+
+
+@register_rule(knp.Concatenate)
+def concatenate_op(call: Call, tensors):
+    if not all(isinstance(each, Tensor) for each in tensors):
+        return None
+    return concatenate(call, tensors, call.operation.axis)
+
+
+@register_rule(*_types(knp, "Transpose Swapaxes Moveaxis Squeeze ExpandDims Flip"))
+def rearrange(call: Call, x: Tensor):
+    return move(call, x)
+
+
+@register_rule(knp.Reshape)
+def reshape(call: Call, x: Tensor):
+    (out,) = move(call, x)
+
+    literal = tuple(call.operation.newshape)
+    call.settings = lambda kept: {"newshape": narrowed_shape(literal, out.labels, kept)}
+    return out
+
+
+@register_rule(knp.GetItem)
+def get_item(call: Call, x: Tensor, key):
+    keys = _per_axis(key, len(x.shape))
+    if keys is None:
+        return None
+    for axis in x.labeled_axes:
+        if not isinstance(keys[axis], slice) or keys[axis].step not in (None, 1):
+            call.lock(x.labels[axis], f"picked one by one in {call.path!r}")
+    (out,) = move(call, x, lambda value: call.operation.call(value, key))
+
+    def arguments(kept, args, kwargs):
+        new = [_narrowed(k, ls, kept) for k, ls in zip(keys, x.labels, strict=True)]
+        return (args[0], tuple(new)), {}
+
+    call.arguments = arguments
+    return out
+
+
+def _per_axis(key, rank: int) -> list | None:
+    """Returns one slice or int per axis; None for keys of other kinds."""
+    keys = list(key) if isinstance(key, (tuple, list)) else [key]
+    if not all(isinstance(k, (slice, int)) or k is Ellipsis for k in keys):
+        return None
+    if Ellipsis in keys:
+        at = keys.index(Ellipsis)
+        keys[at : at + 1] = [slice(None)] * (rank - len(keys) + 1)
+    return keys + [slice(None)] * (rank - len(keys))
+
+
+def _narrowed(key, labels, kept):
+    """Returns the slice of a narrower axis that picks the kept ones of the old."""
+    if labels is None or not isinstance(key, slice) or key == slice(None):
+        return key
+    stays = kept(labels)
+    if stays.all():
+        return key
+    start, stop, _ = key.indices(len(stays))
+    return slice(int(stays[:start].sum()), int(stays[: max(start, stop)].sum()))
+
+
+@register_rule(knp.Split)
+def split(call: Call, x: Tensor):
+    axis = call.operation.axis % len(x.shape)
+    outputs = move(call, x)
+    if x.labels[axis] is not None:
+        ends = np.cumsum([out.shape[axis] for out in outputs])[:-1]
+
+        def settings(kept):
+            places = np.cumsum(np.append(0, kept(x.labels[axis])))
+            return {"indices_or_sections": [int(places[end]) for end in ends]}
+
+        call.settings = settings
+    return outputs
+
+
+@register_rule(knp.Pad)
+def pad(call: Call, x: Tensor, constant_values=None):
+    operation = call.operation
+    if operation.mode != "constant" or len(operation.pad_width) != len(x.shape):
+        return None
+    widths = [tuple(int(w) for w in pair) for pair in operation.pad_width]
+    (out,) = move(
+        call,
+        x,
+        # Made-up entries have to be -1, so positions are shifted around the pad.
+        lambda value: operation.call(value + 1) - 1,
+        pads_zero=not constant_values,
+    )
+
+    def settings(kept):
+        return {
+            "pad_width": tuple(
+                _kept_pad(kept, pair, labels)
+                for pair, labels in zip(widths, out.labels, strict=True)
+            )
+        }
+
+    call.settings = settings
+    return out
+
+
+def _kept_pad(kept, widths, labels) -> tuple:
+    if labels is None or not any(widths):
+        return widths
+    stays = kept(labels)
+    before, after = widths
+    return int(stays[:before].sum()), int(stays[len(stays) - after :].sum())
+
+
+@register_rule(*_types(knp, "Mean Max Min Sum Amax Amin Prod Std Var"))
+def reduction(call: Call, x: Tensor):
+    axes, rank = call.operation.axis, len(x.shape)
+    axes = range(rank) if axes is None else np.atleast_1d(axes) % rank
+    for axis in axes:
+        call.lock(x.labels[axis], f"reduced over the channels in {call.path!r}")
+    keeps = [axis for axis in range(rank) if axis not in set(axes)]
+    labeled = [axis for axis in keeps if x.labels[axis] is not None]
+    if len(labeled) != 1:
+        call.lock_all(x, f"reduced in {call.path!r}")
+        return call.outputs[0]
+    axis = labeled[0]
+    to = axis if call.operation.keepdims else keeps.index(axis)
+    return channelwise(call, x, axis, to)

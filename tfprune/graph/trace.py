@@ -1,0 +1,337 @@
+"""Tracing: labels for every channel of a model, and the equations between them.
+
+Every axis of a tensor is plain (None) or carries one integer label per index.
+A rule per layer type states which labels are the same; union-find does the rest.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import keras
+import numpy as np
+
+from tfprune.graph.atoms import Atoms
+from tfprune.graph.nodes import Functional, as_functional, fill_in
+from tfprune.graph.nodes import nodes_in_order, tree
+from tfprune.layers import SwapWrapper
+
+# Stands in for a size that the model leaves open, such as the height of an image.
+OPEN_SIZE = 224
+
+
+class Tensor:
+    """What tracing knows of a tensor: its shape and the labels on its axes.
+
+    Args:
+        shape: tuple of ints, the batch axis included as `None`.
+        labels: tuple with, per axis, None or an int array of the axis's size.
+    """
+
+    __slots__ = ("labels", "shape")
+
+    def __init__(self, shape, labels=None):
+        self.shape = tuple(shape)
+        self.labels = tuple(labels) if labels else (None,) * len(self.shape)
+
+    @property
+    def labeled_axes(self) -> tuple[int, ...]:
+        return tuple(a for a, labels in enumerate(self.labels) if labels is not None)
+
+    def with_labels(self, labels: dict) -> "Tensor":
+        """Returns this tensor with `{axis: labels}`; size-1 axes stay plain."""
+        placed = list(self.labels)
+        for axis, each in labels.items():
+            placed[axis] = each if self.shape[axis] != 1 else None
+        return Tensor(self.shape, placed)
+
+    @property
+    def channel_axis(self) -> int | None:
+        """The last labeled axis, None if there is none."""
+        axes = self.labeled_axes
+        return axes[-1] if axes else None
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One axis of one variable and the labels on it."""
+
+    path: str
+    variable: object
+    axis: int
+    labels: np.ndarray
+    read: bool
+
+
+@dataclass(frozen=True)
+class MacTerm:
+    """Multiply-accumulates of one contraction: constant x kept labels of each axis."""
+
+    path: str
+    constant: int
+    labels: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Read:
+    """Channels of tensor `x` contracted with one axis of `variable`.
+
+    Attributes:
+        closed: function that returns which rows of the axis a gate has closed.
+    """
+
+    x: Tensor
+    variable: object
+    axis: int
+    labels: np.ndarray | None
+    closed: Callable | None = None
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one operation; the first argument of every rule.
+
+    Attributes:
+        operation: the Keras layer or operation.
+        path: its path in the model, `"outer/inner"`.
+        node: the Keras node that records the call.
+        inputs: the `Tensor`s it was called on, in order.
+        outputs: the `Tensor`s it returned, in order.
+        zeros: function from the bool vectors "channel is exactly zero" of the
+            inputs to that of the output; None if nothing is known to stay zero.
+        settings: function `kept -> dict` with the constructor arguments (layers)
+            or attributes (operations) that change with the width, where
+            `kept(labels)` returns the bool array of the labels that stay.
+        arguments: function `(kept, args, kwargs) -> (args, kwargs)` for literals in
+            the call that depend on the width.
+    """
+
+    trace: "Trace"
+    operation: object
+    path: str
+    node: object
+    inputs: list = field(default_factory=list)
+    outputs: list = field(default_factory=list)
+    reads: list = field(default_factory=list)
+    zeros: Callable | None = None
+    settings: Callable | None = None
+    arguments: Callable | None = None
+
+    @property
+    def layer(self):
+        """The layer or operation itself, without a gate around it."""
+        gated = isinstance(self.operation, SwapWrapper)
+        return self.operation.layer if gated else self.operation
+
+    def make(self, variable, axis: int):
+        """Returns the labels of an axis that this layer makes, new at its first call."""
+        return self.trace.make(self.path, variable, axis)
+
+    def bind(self, variable, axis: int, labels) -> None:
+        """States that an axis of a variable carries `labels`."""
+        self.trace.bind(Binding(self.path, variable, axis, labels, read=False))
+
+    def read(self, variable, axis: int, labels, x: Tensor) -> None:
+        """States that an axis of a variable contracts `labels`, those of tensor `x`."""
+        self.trace.bind(Binding(self.path, variable, axis, labels, read=True))
+        axis %= len(variable.shape)
+        self.reads.append(Read(x, variable, axis, labels))
+
+    def tie(self, *labels):
+        """Makes all labels the same; a plain partner (None) keeps them all."""
+        return self.trace.tie(*labels, reason=f"meets a fixed size in {self.path!r}")
+
+    def lock(self, labels, reason: str) -> None:
+        """Keeps every channel of `labels`, for the given reason."""
+        self.trace.lock(labels, reason)
+
+    def lock_all(self, x: Tensor, reason: str, but: int | None = None) -> None:
+        for axis in x.labeled_axes:
+            if axis != but:
+                self.lock(x.labels[axis], reason)
+
+    def new_labels(self, count: int):
+        return self.trace.atoms.new(count)
+
+    def count_macs(self, variable, positions) -> None:
+        """Counts one multiply-accumulate per entry of `variable` and position.
+
+        Args:
+            variable: the kernel.
+            positions: pairs `(size, labels or None)` of the axes it is applied along.
+        """
+        axes = [
+            (size, self.trace.labels_of(variable, axis))
+            for axis, size in enumerate(variable.shape)
+        ]
+        sizes = [size for size, labels in [*axes, *positions] if labels is None]
+        labels = [labels for _, labels in [*axes, *positions] if labels is not None]
+        self.trace.terms.append(
+            MacTerm(self.path, int(np.prod(sizes, dtype=np.int64)), tuple(labels))
+        )
+
+
+class Trace:
+    """One walk over a model with labels instead of numbers."""
+
+    def __init__(self, model, rule_of: Callable):
+        self.atoms = Atoms()
+        self.calls: list[Call] = []
+        self.bindings: dict[tuple[int, int], Binding] = {}
+        self.locks: list[tuple[np.ndarray, str]] = []
+        self.terms: list[MacTerm] = []
+        self.skipped: dict[str, str] = {}
+        self.assumed_shapes: dict[str, tuple] = {}
+        self._rule_of = rule_of
+        self._first_calls: dict[int, Call] = {}
+        self._nested: dict[int, tuple] = {}
+        functional = as_functional(model)
+        inputs = [self._input(t) for t in functional.inputs]
+        self.inputs = inputs
+        for output in self._walk(functional, inputs, prefix=""):
+            for axis in output.labeled_axes:
+                self.lock(output.labels[axis], "an output of the model")
+
+    # Equations -----------------------------------------------------------------
+
+    def labels_of(self, variable, axis: int):
+        binding = self.bindings.get((id(variable), axis % len(variable.shape)))
+        return None if binding is None else binding.labels
+
+    def make(self, path: str, variable, axis: int):
+        labels = self.labels_of(variable, axis)
+        size = variable.shape[axis]
+        if labels is None and size > 1:
+            labels = self.atoms.new(size)
+            self.bind(Binding(path, variable, axis, labels, read=False))
+        return labels
+
+    def bind(self, binding: Binding) -> None:
+        axis = binding.axis % len(binding.variable.shape)
+        key = (id(binding.variable), axis)
+        if key in self.bindings:
+            self.tie(
+                self.bindings[key].labels,
+                binding.labels,
+                reason=f"{binding.path!r} is also used on channels that are kept",
+            )
+        else:
+            self.bindings[key] = replace(binding, axis=axis)
+
+    def tie(self, *labels, reason: str):
+        labeled = [each for each in labels if each is not None]
+        for other in labeled[1:]:
+            self.atoms.tie(labeled[0], other)
+        if labeled and len(labeled) < len(labels):
+            self.lock(labeled[0], reason)
+        return labeled[0] if labeled else None
+
+    def lock(self, labels, reason: str) -> None:
+        if labels is not None:
+            self.locks.append((labels, reason))
+
+    # The walk ------------------------------------------------------------------
+
+    def _input(self, keras_tensor) -> Tensor:
+        shape = keras_tensor.shape
+        if None in shape[1:]:
+            shape = (shape[0], *(OPEN_SIZE if s is None else s for s in shape[1:]))
+            self.assumed_shapes[keras_tensor.name] = shape
+        return Tensor(shape)
+
+    def _walk(self, functional: Functional, inputs: list[Tensor], prefix: str):
+        tensors = {id(k): t for k, t in zip(functional.inputs, inputs, strict=True)}
+        as_built = all(
+            t.shape[1:] == tuple(k.shape[1:])
+            for k, t in zip(functional.inputs, inputs, strict=True)
+        )
+        shapes = None if as_built else _infer_shapes(functional, inputs)
+        for node in nodes_in_order(functional):
+            if any(id(x) not in tensors for x in node.input_tensors):
+                continue
+            shape_of = (lambda t: t.shape) if as_built else (lambda t: shapes[id(t)])
+            results = [Tensor(shape_of(t)) for t in node.outputs]
+            args, kwargs = fill_in(node, tensors)
+            outputs = self._call(node, args, kwargs, results, prefix)
+            tensors.update(
+                (id(k), t) for k, t in zip(node.outputs, outputs, strict=True)
+            )
+        return [tensors[id(k)] for k in functional.outputs]
+
+    def _call(self, node, args, kwargs, results, prefix) -> list[Tensor]:
+        operation = node.operation
+        path = f"{prefix}{operation.name}"
+        call = Call(self, operation, path, node)
+        call.inputs = [t for t in tree.flatten((args, kwargs)) if isinstance(t, Tensor)]
+        call.outputs = results
+        if isinstance(operation, (Functional, keras.Sequential)):
+            return self._call_nested(operation, call.inputs, path)
+        outputs = self._apply_rule(call, args, kwargs)
+        if outputs is None:
+            self._keep_unknown(call)
+        else:
+            call.outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        self.calls.append(call)
+        first = self._first_calls.setdefault(id(operation), call)
+        if first is not call and call.settings is not None:
+            # One operation has one setting, so every call of it has the same width.
+            self._tie_tensors(first.inputs + first.outputs, call.inputs + call.outputs)
+        return call.outputs
+
+    def _apply_rule(self, call: Call, args, kwargs):
+        rule = self._rule_of(call.operation)
+        given = {k: v for k, v in kwargs.items() if v is not None and k != "training"}
+        try:
+            inspect.signature(rule).bind(call, *args, **given)
+        except TypeError:
+            return None
+        return rule(call, *args, **given)
+
+    def _keep_unknown(self, call: Call) -> None:
+        layer = call.operation
+        labeled = any(x.labeled_axes for x in call.inputs)
+        if not labeled and not getattr(layer, "weights", None):
+            return
+        kind = type(layer).__name__
+        reason = f"no rule for {kind}: the channels it reads and makes are kept"
+        self.skipped.setdefault(call.path, reason)
+        for x in call.inputs:
+            for axis in x.labeled_axes:
+                self.lock(x.labels[axis], f"read by {call.path!r}: no rule for {kind}")
+
+    def _call_nested(self, model, inputs, path) -> list[Tensor]:
+        functional = as_functional(model)
+        outputs = self._walk(functional, inputs, prefix=f"{path}/")
+        if id(model) not in self._nested:
+            self._nested[id(model)] = (inputs, outputs)
+            return outputs
+        # A nested model has one width, whoever calls it.
+        first = self._nested[id(model)]
+        self._tie_tensors(first[0] + first[1], inputs + outputs)
+        return outputs
+
+    def nested_inputs(self, model) -> list[Tensor] | None:
+        return self._nested[id(model)][0] if id(model) in self._nested else None
+
+    def _tie_tensors(self, left: list[Tensor], right: list[Tensor]) -> None:
+        for a, b in zip(left, right, strict=True):
+            for one, other in zip(a.labels, b.labels, strict=True):
+                if one is not None and other is not None and len(one) != len(other):
+                    one, other = np.append(one, other), None
+                self.tie(one, other, reason="shared with channels that are kept")
+
+
+def _infer_shapes(functional: Functional, inputs: list[Tensor]) -> dict[int, tuple]:
+    """Returns the shape of every tensor of a model for other input shapes."""
+    tensors = {
+        id(k): keras.KerasTensor(t.shape, k.dtype)
+        for k, t in zip(functional.inputs, inputs, strict=True)
+    }
+    for node in nodes_in_order(functional):
+        if any(id(x) not in tensors for x in node.input_tensors):
+            continue
+        args, kwargs = fill_in(node, tensors)
+        outputs = tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
+        tensors.update((id(k), t) for k, t in zip(node.outputs, outputs, strict=True))
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+

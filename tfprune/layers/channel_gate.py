@@ -1,0 +1,236 @@
+"""ChannelGate: a trainable scale and a mask on the channels of a layer."""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from tfprune.layers.swapping import SwapWrapper, attribute_of
+
+_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+_PLAIN = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
+GATED_TYPES = (layers.BatchNormalization, *_PLAIN, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE)
+
+# Beyond this ratio beta / gamma, scale and shift cannot share one gate (paper 002
+# clips the ratio there, which changes the outputs of its own baseline).
+MAX_SHIFT = 10.0
+
+
+@keras.saving.register_keras_serializable("tfprune")
+class ChannelMask(keras.layers.Layer):
+    """The mask of one or several gates: True where a channel stays.
+
+    Gates of layers that carry the same channels share one `ChannelMask`, also after
+    saving and loading.
+
+    Args:
+        size: number of channels.
+    """
+
+    def __init__(self, size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+        self.mask = self.add_weight(
+            shape=(size,),
+            dtype="bool",
+            initializer=_all_true,
+            trainable=False,
+            autocast=False,
+            name="mask",
+        )
+        self.built = True
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
+
+
+def _all_true(shape, dtype=None):
+    return ops.ones(shape, dtype="bool")
+
+
+@keras.saving.register_keras_serializable("tfprune")
+class ChannelGate(SwapWrapper):
+    """Gates the output channels of a layer: a trainable scale times a mask.
+
+    On a BatchNormalization the gate is the layer's own scale factor and multiplies
+    the shift too: `y = gate * mask * (base * x_hat + shift)`, so a closed channel is
+    exactly zero. The layer's `gamma` becomes the gate and its `beta` the shift
+    beta / gamma, with base 1; where |beta / gamma| > 10 the gate is 1 and base and
+    shift are gamma and beta. On convolutions and dense layers the gate starts at 1
+    and multiplies kernel and bias, before a fused activation. Wrapping never changes
+    an output.
+
+    Args:
+        layer: BatchNormalization, Dense, or a convolution of any kind; if it is
+            built, its scale and shift are taken over in place.
+        mask: `ChannelMask` of the output channels, possibly shared with other
+            gates. By default one of its own; False for no output gate.
+        input_mask: `ChannelMask` of the input channels, for layers that read
+            channels which something in between made non-zero. Defaults to None.
+
+    Source: You et al., "Gate Decorator", 2019, section 3.1.
+
+    Example:
+
+    ```python
+    model = tfprune.prune_wrap(model, tfprune.layers.ChannelGate)
+    ```
+    """
+
+    def __init__(self, layer, mask=None, input_mask=None, **kwargs):
+        if not isinstance(layer, GATED_TYPES):
+            names = ", ".join(each.__name__ for each in GATED_TYPES)
+            raise ValueError(
+                f"`layer` must be one of {names}. Received: {layer!r} "
+                f"(of type {type(layer).__name__})"
+            )
+        self._given = (mask, input_mask)
+        super().__init__(layer, **kwargs)
+
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        mask, input_mask = self._given
+        del self._given
+        if mask is None:
+            mask = ChannelMask(self.num_channels, name="output_mask")
+        self.output_mask = mask or None
+        self.input_mask = input_mask or None
+        self.gate = self.base = None
+        if self.output_mask is not None:
+            self._build_gate()
+
+    def _build_gate(self):
+        settings = {"shape": (self.num_channels,), "autocast": False}
+        if self._scale is None:
+            self.gate = self.add_weight(name="gate", initializer="ones", **settings)
+            return
+        self.base = self.add_weight(
+            name="base", initializer="ones", trainable=False, **settings
+        )
+        self.take_over_scale()
+
+    def take_over_scale(self):
+        """Turns gamma and beta into gate, base and shift; no output changes."""
+        gamma = self.layer.gamma.numpy()
+        beta = np.zeros_like(gamma) if self.layer.beta is None else self.layer.beta.numpy()
+        shared = (gamma != 0) & (np.abs(beta) <= MAX_SHIFT * np.abs(gamma))
+        divisor = np.where(shared, gamma, 1)
+        self.base.assign(np.where(shared, 1, gamma))
+        self.layer.gamma.assign(divisor)
+        if self.layer.beta is not None:
+            self.layer.beta.assign(beta / divisor)
+
+    @property
+    def _scale(self):
+        """The scale variable of a normalization, None for other layers."""
+        return getattr(self.layer, "gamma", None)
+
+    @property
+    def num_channels(self) -> int:
+        layer = self.layer
+        if isinstance(layer, layers.BatchNormalization):
+            return layer.moving_mean.shape[0]
+        if isinstance(layer, _DEPTHWISE):
+            return layer.kernel.shape[-2] * layer.kernel.shape[-1]
+        variable, axis = _output_kernel(layer)
+        return variable.shape[axis]
+
+    def factors(self):
+        """Returns the scale of every output channel: gate times mask, a tensor."""
+        gate = self.gate if self.gate is not None else self._scale
+        gate = ops.convert_to_tensor(gate)
+        return gate * ops.cast(self.output_mask.mask, gate.dtype)
+
+    def effective(self) -> dict:
+        """Returns `{variable name: tensor}` of the layer with gate and masks inside."""
+        values = {}
+        if self.output_mask is not None:
+            values.update(self._gated(self.factors()))
+        if self.input_mask is not None:
+            self._mask_inputs(values)
+        return values
+
+    def swaps(self) -> dict:
+        values = self.effective()
+        swaps = {}
+        for name, value in values.items():
+            variable = getattr(self.layer, name)
+            attribute = name if variable is None else attribute_of(self.layer, variable)
+            swaps[attribute] = value
+        if "gamma" in values:
+            swaps["scale"] = True
+        return swaps
+
+    def _gated(self, factors) -> dict:
+        layer = self.layer
+        if isinstance(layer, layers.BatchNormalization):
+            scale = factors if self.base is None else factors * self.base
+            return {"gamma": scale, **self._shifted("beta", factors)}
+        if isinstance(layer, _DEPTHWISE):
+            kernel = ops.convert_to_tensor(layer.kernel)
+            by_channel = ops.reshape(factors, kernel.shape[-2:])
+            gated = kernel * ops.cast(by_channel, kernel.dtype)
+            return {"kernel": gated, **self._shifted("bias", factors)}
+        variable, axis = _output_kernel(layer)
+        name = "pointwise_kernel" if isinstance(layer, _SEPARABLE) else "kernel"
+        return {
+            name: _scaled(variable, factors, axis),
+            **self._shifted("bias", factors),
+        }
+
+    def _shifted(self, name, factors) -> dict:
+        shift = getattr(self.layer, name)
+        return {} if shift is None else {name: _scaled(shift, factors, -1)}
+
+    def _mask_inputs(self, values) -> None:
+        variable, axis = _input_kernel(self.layer)
+        name = "depthwise_kernel" if isinstance(self.layer, _SEPARABLE) else "kernel"
+        values[name] = _scaled(values.get(name, variable), self.input_mask.mask, axis)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "mask": _serialize_shared(self.output_mask),
+            "input_mask": _serialize_shared(self.input_mask),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for name in ("layer", "mask", "input_mask"):
+            if isinstance(config[name], dict):
+                config[name] = keras.saving.deserialize_keras_object(
+                    config[name], custom_objects=custom_objects
+                )
+        return cls(**config)
+
+
+def _serialize_shared(mask):
+    if mask is None:
+        return False
+    config = keras.saving.serialize_keras_object(mask)
+    # Keras keeps the first occurrence of a shared object without an id, so the
+    # second could not find it: every occurrence carries the id here.
+    return {**config, "shared_object_id": id(mask)}
+
+
+def _scaled(variable, factors, axis: int):
+    tensor = ops.convert_to_tensor(variable)
+    shape = [1] * len(tensor.shape)
+    shape[axis] = -1
+    return tensor * ops.cast(ops.reshape(factors, shape), tensor.dtype)
+
+
+def _output_kernel(layer):
+    """Returns the kernel that makes the output channels and their axis on it."""
+    if isinstance(layer, _SEPARABLE):
+        return layer.pointwise_kernel, -1
+    return layer.kernel, -2 if isinstance(layer, _TRANSPOSED) else -1
+
+
+def _input_kernel(layer):
+    """Returns the kernel that reads the input channels and their axis on it."""
+    if isinstance(layer, _SEPARABLE):
+        return layer.depthwise_kernel, -2
+    return layer.kernel, -1 if isinstance(layer, _TRANSPOSED) else -2

@@ -1,0 +1,81 @@
+"""The one mechanism by which gates and masks act inside a layer."""
+
+import functools
+
+import keras
+
+
+class SwapWrapper(keras.layers.Wrapper):
+    """Runs a layer with tensors in the place of some of its attributes.
+
+    Base of all gates. During `call` each attribute named by `swaps` holds the value
+    given there, such as a masked kernel; afterwards it is the layer's own Variable
+    again. Losses, statistics and seeds of the inner layer keep working, whatever
+    its type.
+
+    Args:
+        layer: the layer to wrap.
+    """
+
+    def __init__(self, layer, **kwargs):
+        # Keras reads the signature of `call` in its constructor, and replays recorded
+        # calls with every argument: the wrapper has to look like the layer inside.
+        object.__setattr__(self, "call", self._mirror(layer))
+        kwargs.setdefault("name", layer.name)
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        kwargs.setdefault("trainable", layer.trainable)
+        super().__init__(layer, **kwargs)
+        self.supports_masking = layer.supports_masking
+        if layer.built:
+            self.build()
+
+    def _mirror(self, layer):
+        @functools.wraps(layer.call)
+        def call(*args, **kwargs):
+            return self._call_swapped(*args, **kwargs)
+
+        return call
+
+    def swaps(self) -> dict:
+        """Returns `{attribute of the layer: value during the call}`."""
+        raise NotImplementedError
+
+    def _call_swapped(self, *args, **kwargs):
+        attributes = vars(self.layer)
+        values = self.swaps()
+        own = {name: attributes[name] for name in values}
+        # Writing to the dict goes around the trackers, which would adopt the tensors.
+        attributes.update(values)
+        try:
+            return self.layer.call(*args, **kwargs)
+        finally:
+            attributes.update(own)
+
+    def build(self, input_shape=None):
+        if not self.layer.built:
+            self.layer.build(input_shape)
+            self.layer.built = True
+        self.input_spec = self.layer.input_spec
+        self.built = True
+
+    def get_build_config(self):
+        return None
+
+    def compute_output_shape(self, input_shape):
+        return self.layer.compute_output_shape(input_shape)
+
+    def compute_output_spec(self, *args, **kwargs):
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def compute_mask(self, *args, **kwargs):
+        return self.layer.compute_mask(*args, **kwargs)
+
+
+def attribute_of(layer, variable) -> str:
+    """Returns the name under which a layer's `__dict__` holds a variable."""
+    for name, value in vars(layer).items():
+        if value is variable:
+            return name
+    raise ValueError(
+        f"{type(layer).__name__} {layer.name!r} does not hold {variable.name!r} itself."
+    )

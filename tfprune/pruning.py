@@ -1,0 +1,57 @@
+"""The ten-second door: score, choose and compact in one call."""
+
+from collections.abc import Callable, Mapping
+
+import keras
+
+from tfprune.graph import Graph
+from tfprune.selection import Budget, select
+from tfprune.surgery import compact, has_gates, strip
+
+
+def prune(
+    model: keras.Model,
+    flops_reduction: float = 0.5,
+    importance: str | Callable = "magnitude",
+    scope: str | Mapping = "global",
+    max_sparsity: float | None = None,
+    min_channels: int = 1,
+    multiple_of: int = 1,
+) -> keras.Model:
+    """Returns a smaller model with at least this fraction of its FLOPs removed.
+
+    One shot, without training: fine-tune the result. For other budgets and for
+    pruning inside `fit` see `select`, `compact` and `callbacks.PruneToBudget`.
+
+    Args:
+        model: Functional or Sequential model, with or without gates; not changed.
+        flops_reduction: fraction of multiply-accumulates to remove, in [0, 1).
+        importance: name or callable `importance(graph) -> {group name: scores}`.
+        scope: `"global"`, `"uniform"` or `{path pattern: fraction}`, see `select`.
+        max_sparsity: largest fraction removed from any one group.
+        min_channels: channels that stay in every group.
+        multiple_of: kept channels are rounded up to a multiple of this.
+
+    Returns:
+        A new plain Keras model, uncompiled, verified by `compact`.
+
+    Raises:
+        ValueError: if the budget cannot be met or the model cannot be traced.
+
+    Example:
+
+    ```python
+    small = tfprune.prune(model, flops_reduction=0.5)
+    small.compile("adam", "sparse_categorical_crossentropy")
+    small.fit(x, y, epochs=10)
+    ```
+    """
+    budget = Budget(
+        flops_reduction=flops_reduction,
+        max_sparsity=max_sparsity,
+        min_channels=min_channels,
+        multiple_of=multiple_of,
+    )
+    plain = strip(model) if has_gates(model) else model
+    graph = Graph(plain)
+    return compact(plain, select(graph, importance, budget, scope=scope))

@@ -1,0 +1,313 @@
+"""Selection: from scores and a budget to masks."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tfprune import importances
+from tfprune.costs import Counter
+from tfprune.graph import Graph
+from tfprune.masks import Masks
+
+_TARGETS = ("flops_reduction", "params_reduction", "sparsity")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much goes: a floor on what is removed, and floors on what stays.
+
+    At most one of the three targets is given; the smallest choice that meets it is
+    taken.
+
+    Args:
+        flops_reduction: fraction of multiply-accumulates to remove, in [0, 1).
+        params_reduction: fraction of weights to remove, in [0, 1).
+        sparsity: fraction of the prunable units (channels) to remove, in [0, 1).
+        max_sparsity: largest fraction removed from any one group, in [0, 1]; None
+            for no such cap. The papers' floor of 10 % kept is 0.9.
+        min_channels: units that stay in every group, at least 1.
+        multiple_of: kept units of a group are rounded up to a multiple of this
+            (8 or 16 suit vector units), as far as the group has them.
+
+    Raises:
+        ValueError: for fractions outside their range or several targets.
+
+    Example:
+
+    >>> tfprune.Budget(flops_reduction=0.5, multiple_of=8)
+    """
+
+    flops_reduction: float | None = None
+    params_reduction: float | None = None
+    sparsity: float | None = None
+    max_sparsity: float | None = None
+    min_channels: int = 1
+    multiple_of: int = 1
+
+    def __post_init__(self):
+        given = [name for name in _TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"A budget has one target. Received: {', '.join(given)}.")
+        for name in given:
+            _check_fraction(name, getattr(self, name))
+        if self.max_sparsity is not None and not 0 <= self.max_sparsity <= 1:
+            raise ValueError(
+                "`max_sparsity` must lie in [0, 1]: it is the largest fraction removed "
+                f"from one group. Received: max_sparsity={self.max_sparsity}"
+            )
+        for name in ("min_channels", "multiple_of"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(
+                    f"`{name}` must be an int of at least 1. Received: {name}={value!r}"
+                )
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """Returns `(name, fraction)` of the target, None if there is none."""
+        for name in _TARGETS:
+            if getattr(self, name) is not None:
+                return name, getattr(self, name)
+        return None
+
+    def scaled(self, fraction: float) -> "Budget":
+        """Returns this budget with `fraction` of its target, as a schedule asks for."""
+        if self.target is None:
+            return self
+        name, value = self.target
+        return replace(self, **{name: value * fraction})
+
+
+def _check_fraction(name: str, value) -> None:
+    number = isinstance(value, (int, float, np.floating, np.integer))
+    if number and not isinstance(value, bool) and 0 <= value < 1:
+        return
+    hint = f" For {value} % pass {value / 100}." if number and 1 < value < 100 else ""
+    raise ValueError(
+        f"`{name}` must lie in [0, 1): it is the fraction to remove. "
+        f"Received: {name}={value!r}.{hint}"
+    )
+
+
+def select(
+    graph: Graph,
+    importance: str | Callable = "magnitude",
+    budget: Budget | None = None,
+    threshold: float | None = None,
+    scope: str | Mapping = "global",
+) -> Masks:
+    """Chooses the units that stay.
+
+    Args:
+        graph: the `Graph` of the model.
+        importance: name or callable `importance(graph) -> {group name: scores}`.
+        budget: `Budget`, met as a floor on what is removed.
+        threshold: float; units with a score at or below it go, as far as
+            `min_channels=1` allows. Exactly one of budget and threshold is given;
+            a `scope` of fractions may stand alone.
+        scope: `"global"` ranks all units together; `"uniform"` removes the same
+            fraction of every group; `{path pattern: fraction}` removes that fraction
+            of the groups that match (the first pattern counts, others stay whole),
+            all scaled by one factor if the budget has a target.
+
+    Returns:
+        `Masks` with one mask per group.
+
+    Raises:
+        ValueError: if the budget cannot be met (the message says what can), scores
+            are missing or not finite, or a pattern matches nothing.
+
+    Example:
+
+    ```python
+    masks = tfprune.select(graph, "magnitude", tfprune.Budget(flops_reduction=0.5))
+    masks = tfprune.select(graph, "magnitude", scope={"stage3/*": 0.6})
+    ```
+    """
+    by_fraction = isinstance(scope, Mapping)
+    if (budget is not None) + (threshold is not None) + by_fraction == 0 or (
+        budget is not None and threshold is not None
+    ):
+        raise ValueError(
+            "Pass exactly one of `budget` and `threshold`. "
+            f"Received: budget={budget}, threshold={threshold}."
+        )
+    if not by_fraction and scope not in ("global", "uniform"):
+        raise ValueError(
+            '`scope` must be "global", "uniform" or {path pattern: fraction}. '
+            f"Received: scope={scope!r}"
+        )
+    scores = _checked_scores(graph, importances.get(importance)(graph))
+    if threshold is not None:
+        return _select_above(graph, scores, threshold)
+    budget = budget or Budget()
+    if budget.target is None and not by_fraction:
+        raise ValueError(
+            "`budget` needs a target: flops_reduction, params_reduction or sparsity. "
+            f"Received: {budget}"
+        )
+    if scope == "global":
+        plan = _GlobalPlan(graph, scores, budget)
+    else:
+        plan = _FractionPlan(graph, scores, budget, _fractions(graph, scope))
+    return plan.masks(_solve(graph, plan, budget))
+
+
+def _checked_scores(graph: Graph, scores) -> dict[str, np.ndarray]:
+    checked = {}
+    for group in graph.groups:
+        if group.name not in scores:
+            raise ValueError(f"The importance gave no scores for group {group.name!r}.")
+        array = np.asarray(scores[group.name], np.float32)
+        if array.shape != (group.size,):
+            raise ValueError(
+                f"The scores of group {group.name!r} must have shape ({group.size},). "
+                f"Received: {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"The scores of group {group.name!r} are not finite. Look for NaN or "
+                f"infinite weights in {', '.join(group.layers[:4])}."
+            )
+        checked[group.name] = array
+    return checked
+
+
+def _select_above(graph: Graph, scores, threshold: float) -> Masks:
+    if not np.isfinite(threshold):
+        raise ValueError(f"`threshold` must be finite. Received: {threshold}")
+    masks = {}
+    for group in graph.groups:
+        score = scores[group.name]
+        masks[group.name] = (score > threshold) | (np.arange(group.size) == score.argmax())
+    return Masks(masks)
+
+
+def _fractions(graph: Graph, scope) -> dict[str, float]:
+    if scope == "uniform":
+        return {group.name: 1.0 for group in graph.groups}
+    fractions: dict[str, float] = {}
+    for pattern, fraction in scope.items():
+        _check_fraction(f"scope[{pattern!r}]", fraction)
+        for group in graph.match(pattern):
+            fractions.setdefault(group.name, float(fraction))
+    return fractions
+
+
+def _most_removed(size: int, budget: Budget) -> int:
+    """Returns how many units of a group of this size may go."""
+    least = min(size, budget.min_channels)
+    if budget.max_sparsity is not None:
+        # The tolerance keeps 0.9 of 10 at 9, whatever 1 - 0.9 is in floats.
+        least = max(least, int(np.ceil(size * (1 - budget.max_sparsity) - 1e-9)))
+    return size - _round_up(max(1, least), size, budget.multiple_of)
+
+
+def _round_up(kept, size, multiple_of: int):
+    return np.minimum(size, -(-kept // multiple_of) * multiple_of)
+
+
+class _Plan:
+    """A family of ever smaller models, numbered by a step from 0 to `last`."""
+
+    def __init__(self, graph: Graph, scores, budget: Budget):
+        self._groups, self._scores, self._budget = graph.groups, scores, budget
+        self._sizes = np.array([group.size for group in graph.groups], np.int64)
+        self._caps = np.array([_most_removed(n, budget) for n in self._sizes], np.int64)
+        # Ties go to the unit that comes first, so results do not depend on sorting.
+        self._order = [np.argsort(scores[g.name], kind="stable") for g in graph.groups]
+
+    def masks(self, step: int) -> Masks:
+        removed = np.minimum(self._removed(step), self._caps)
+        kept = _round_up(self._sizes - removed, self._sizes, self._budget.multiple_of)
+        masks = {}
+        for group, order, count in zip(self._groups, self._order, kept, strict=True):
+            mask = np.ones(group.size, bool)
+            mask[order[: group.size - int(count)]] = False
+            masks[group.name] = mask
+        return Masks(masks)
+
+
+class _GlobalPlan(_Plan):
+    """Removes units in the order of their scores, all groups together."""
+
+    def __init__(self, graph: Graph, scores, budget: Budget):
+        super().__init__(graph, scores, budget)
+        group_of, score = [], []
+        for number, (group, cap) in enumerate(zip(self._groups, self._caps, strict=True)):
+            group_of.append(np.full(cap, number))
+            score.append(scores[group.name][self._order[number][:cap]])
+        order = np.argsort(np.concatenate([*score, []]), kind="stable")
+        self._ranking = np.concatenate([*group_of, []]).astype(np.int64)[order]
+        self.last = len(self._ranking)
+
+    def _removed(self, step: int) -> np.ndarray:
+        return np.bincount(self._ranking[:step], minlength=len(self._groups))
+
+
+class _FractionPlan(_Plan):
+    """Removes a fraction of every group, all fractions scaled by one factor."""
+
+    STEPS = 2**14
+
+    def __init__(self, graph: Graph, scores, budget: Budget, fractions):
+        super().__init__(graph, scores, budget)
+        self._weights = np.array([fractions.get(g.name, 0.0) for g in self._groups])
+        self._largest = self._weights.max(initial=0)
+        self.last = self.STEPS
+        # Groups of one size would all lose a channel at the same step: with a target
+        # to meet, each rounds at a point of its own, so that the steps stay small.
+        count = len(self._groups)
+        self._offsets = (np.arange(count) + 0.5) / count if budget.target else 0.5
+
+    @property
+    def as_given(self) -> float:
+        """The step at which every fraction is removed as it was given."""
+        return self.STEPS * self._largest
+
+    def _removed(self, step: float) -> np.ndarray:
+        # The last step takes the whole of the groups with the largest fraction.
+        scale = step / self.STEPS / self._largest if self._largest else 0.0
+        exact = self._sizes * np.minimum(1, self._weights * scale)
+        return np.floor(exact + self._offsets * (exact > 0) + 1e-9).astype(np.int64)
+
+
+def _solve(graph: Graph, plan: _Plan, budget: Budget):
+    """Returns the first step of the plan that meets the budget, by bisection."""
+    if budget.target is None:
+        return plan.as_given
+    name, fraction = budget.target
+    size_of = _measure(graph, name)
+    whole = size_of(None)
+
+    def removed(step) -> float:
+        return 1 - size_of(plan.masks(step)) / whole if whole else 0.0
+
+    # A float may fall short of the target by one rounding error.
+    goal = fraction - 1e-12
+    if removed(plan.last) < goal:
+        raise ValueError(
+            f"The budget {name}={fraction} cannot be met: at most "
+            f"{removed(plan.last):.4f} can be removed with max_sparsity="
+            f"{budget.max_sparsity}, min_channels={budget.min_channels}, "
+            f"multiple_of={budget.multiple_of} on the {len(graph.groups)} prunable "
+            "groups of this model. Ask for less, or lower these floors."
+        )
+    low, high = -1, plan.last
+    while high - low > 1:
+        middle = (low + high) // 2
+        if removed(middle) >= goal:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _measure(graph: Graph, name: str) -> Callable:
+    """Returns the function from masks to the number that the budget limits."""
+    if name == "sparsity":
+        return lambda masks: graph.keep(masks)[:-1].sum()
+    counter = Counter(graph)
+    count = counter.macs if name == "flops_reduction" else counter.params
+    return lambda masks: count(graph.keep(masks))

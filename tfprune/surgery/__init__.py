@@ -1,0 +1,15 @@
+"""Changing a model: model in, new model out."""
+
+from tfprune.surgery.compact import compact
+from tfprune.surgery.mask import apply_masks, read_masks, set_masks
+from tfprune.surgery.wrap import has_gates, prune_wrap, strip
+
+__all__ = [
+    "apply_masks",
+    "compact",
+    "has_gates",
+    "prune_wrap",
+    "read_masks",
+    "set_masks",
+    "strip",
+]

@@ -1,0 +1,103 @@
+"""The certificate: old and new model run on the same inputs and must agree."""
+
+import keras
+import numpy as np
+
+from tfprune.graph import Graph
+from tfprune.graph.nodes import as_functional, input_structure, tree
+
+# Above float rounding of the deepest models, far below one wrong channel.
+_TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+
+
+def probe_inputs(model, batch_size: int = 2, seed: int = 0):
+    """Returns random inputs in the structure a model is called with.
+
+    Half of the samples are standard normal, half lie in 0..255, so that models with
+    and without a normalization inside both get inputs that make a difference.
+
+    Args:
+        model: built Functional or Sequential model; sizes it leaves open are those
+            of `Graph.assumed_shapes`.
+        batch_size: number of samples.
+        seed: int.
+    """
+    random = np.random.default_rng(seed)
+    assumed = Graph(model).assumed_shapes
+    return tree.map_structure(
+        lambda k: _probe(random, k, assumed.get(k.name, k.shape), batch_size),
+        input_structure(as_functional(model)),
+    )
+
+
+def _probe(random, keras_tensor, shape, batch_size: int):
+    shape = (shape[0] or batch_size, *shape[1:])
+    if "int" in keras_tensor.dtype or keras_tensor.dtype == "bool":
+        return random.integers(0, 2, shape).astype(keras_tensor.dtype)
+    values = random.normal(size=shape)
+    values[1::2] = random.uniform(0, 255, values[1::2].shape)
+    return keras.ops.cast(values.astype("float32"), keras_tensor.dtype)
+
+
+def max_relative_error(expected, received) -> float:
+    """Returns the largest error of all outputs, relative to the output's maximum.
+
+    Args:
+        expected: array, or structure of arrays.
+        received: the same structure.
+    """
+    pairs = zip(tree.flatten(expected), tree.flatten(received), strict=True)
+    return max((_relative_error(a, b) for a, b in pairs), default=0.0)
+
+
+def _relative_error(expected, received) -> float:
+    a, b = (
+        keras.ops.convert_to_numpy(keras.ops.cast(x, "float64"))
+        for x in (expected, received)
+    )
+    if a.shape != b.shape:
+        return float("inf")
+    scale = np.abs(a).max(initial=0.0)
+    error = np.abs(a - b).max(initial=0.0)
+    # Not `error > 0 and ...`: a NaN must come out as NaN, which no bound accepts.
+    return float(error / scale) if scale else float(error)
+
+
+def run(model, inputs, values: dict | None = None):
+    """Runs a model in inference, on other values of its variables if given.
+
+    Args:
+        model: the model; it is not changed.
+        inputs: structure as of `probe_inputs`.
+        values: `{id(variable): array}` in the place of the model's own values.
+    """
+    if values is None:
+        return model(inputs, training=False)
+    trainable, fixed = (
+        [keras.ops.convert_to_tensor(values.get(id(v), v)) for v in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    )
+    outputs, _ = model.stateless_call(trainable, fixed, inputs, training=False)
+    return outputs
+
+
+def certify(expected, received, model) -> float:
+    """Returns the relative error between outputs; raises if it is beyond rounding.
+
+    Raises:
+        ValueError: if the outputs differ or are not finite.
+    """
+    error = max_relative_error(expected, received)
+    tolerance = max(
+        _TOLERANCE.get(keras.backend.standardize_dtype(x.dtype), 1e-3)
+        for x in tree.flatten(expected)
+    )
+    tolerance = max(tolerance, _TOLERANCE.get(model.compute_dtype, 0.0))
+    if not error <= tolerance:
+        raise ValueError(
+            f"The new {model.name!r} does not compute what the old one does: relative "
+            f"error {error:.2g} on probe inputs, allowed {tolerance:g}. No model is "
+            "returned. Look for NaN or infinite weights, or a custom layer whose "
+            "`call` depends on its number of channels."
+        )
+    return error

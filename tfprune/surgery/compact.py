@@ -1,0 +1,110 @@
+"""compact: masks become shapes."""
+
+from collections.abc import Mapping
+
+import keras
+
+from tfprune.graph import Graph
+from tfprune.graph.registry import find_rule
+from tfprune.surgery.certificate import certify, probe_inputs, run
+from tfprune.surgery.mask import dead_masks, zeroed_values
+from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.surgery.wrap import has_gates, strip
+
+
+def compact(model: keras.Model, masks: Mapping | None = None) -> keras.Model:
+    """Returns a smaller model without the masked channels, verified.
+
+    Every weight that stays is an exact slice of the original, every layer keeps its
+    name, and the result is plain Keras: no gates, no masks, not compiled. It
+    computes what `apply_masks(model, masks)` computes; old and new are run on probe
+    inputs, and a model whose outputs differ is never returned.
+
+    Args:
+        model: Functional or Sequential model, with or without gates; not changed.
+        masks: group name to bool array, True = keep; missing groups stay whole.
+            None removes what the model itself shows to be dead: channels whose
+            readers all get exact zeros (closed gates, zero scale and shift, zero
+            filters). Then the outputs are those of `model`.
+
+    Returns:
+        A new model, uncompiled.
+
+    Raises:
+        ValueError: if masks belong to another model or empty a group, weights are
+            not finite, or the certificate fails.
+
+    Example:
+
+    ```python
+    small = tfprune.compact(model, masks)
+    ```
+    """
+    plain = strip(model) if has_gates(model) else model
+    graph = Graph(plain)
+    probes = probe_inputs(plain)
+    if masks is None:
+        masks = dead_masks(graph)
+        expected = run(model, probes)
+    else:
+        graph.check(masks)
+        expected = run(plain, probes, zeroed_values(graph, masks))
+    small = compact_unverified(graph, masks)
+    certify(expected, run(small, probes), model)
+    return small
+
+
+def compact_unverified(graph: Graph, masks: Mapping) -> keras.Model:
+    """Returns the smaller model without its certificate; for `compact` and timing."""
+    kept = graph.kept(masks)
+    labels = {(id(b.variable), b.axis): b.labels for b in graph.bindings}
+    by_operation, by_node = {}, {}
+    for call in graph.calls:
+        by_operation.setdefault(id(call.operation), call)
+        by_node.setdefault(id(call.node), call)
+
+    def sliced(variable):
+        value = variable.numpy()
+        for axis in range(value.ndim):
+            if (id(variable), axis) in labels:
+                value = value.compress(kept(labels[id(variable), axis]), axis)
+        return value
+
+    def make(operation, path):
+        settings = _settings(by_operation[id(operation)], labels, kept)
+        return copy_operation_like(operation, settings, plain=True)
+
+    def rewrite(node, args, kwargs):
+        call = by_node.get(id(node))
+        if call is None or call.arguments is None:
+            return args, kwargs
+        return call.arguments(kept, args, kwargs)
+
+    def input_shapes(model):
+        traced = graph.nested_inputs(model)
+        old = [x.shape for x in model.inputs]
+        return old if traced is None else map(narrowed, old, traced)
+
+    def narrowed(shape, tensor):
+        pairs = zip(shape, tensor.labels, strict=True)
+        return tuple(n if ls is None else int(kept(ls).sum()) for n, ls in pairs)
+
+    rebuilder = Rebuilder(make, rewrite, input_shapes)
+    new = rebuilder.model(graph.model)
+    for old, twin in rebuilder.pairs:
+        copy_state(old, twin, sliced)
+    return new
+
+
+def _settings(call, labels, kept) -> dict:
+    """Returns the constructor arguments of a layer that follow its new width."""
+    rule = find_rule(call.layer)
+    settings = {}
+    for argument, (name, axis) in (rule.sizes if rule else {}).items():
+        variable = getattr(call.layer, name)
+        made = labels.get((id(variable), axis % len(variable.shape)))
+        if made is not None:
+            settings[argument] = int(kept(made).sum())
+    if call.settings is not None:
+        settings.update(call.settings(kept))
+    return settings

@@ -1,0 +1,151 @@
+"""Masks on a model of the same shape: written, held, read."""
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from tfprune.constraints import ZeroSlices
+from tfprune.graph import Graph
+from tfprune.graph.zeros import dead_units
+from tfprune.layers import ChannelMask
+from tfprune.masks import Masks
+from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+
+
+def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
+    """Returns a model of the same shapes with every masked channel at zero.
+
+    A pruned channel has all its slices zeroed, in the layers that make it, carry it
+    and read it, so no activation or padding can bring it back. The zeros hold in
+    further training: a constraint on each variable restores them in every step.
+
+    Args:
+        model: Functional or Sequential model, with or without gates; not changed.
+        masks: group name to bool array, True = keep; missing groups stay whole.
+
+    Returns:
+        A new model, uncompiled.
+
+    Raises:
+        ValueError: if masks belong to another model or empty a group.
+
+    Example:
+
+    ```python
+    masked = tfprune.apply_masks(model, masks)
+    ```
+    """
+    graph = Graph(model)
+    values = zeroed_values(graph, masks)
+    dropped = dropped_slices(graph, masks)
+    rebuilder = Rebuilder(lambda operation, path: copy_operation_like(operation))
+    new = rebuilder.model(model)
+    for old, twin in rebuilder.pairs:
+        copy_state(old, twin, lambda v: values.get(id(v), v.numpy()))
+        _hold(old, twin, dropped)
+    return new
+
+
+def dropped_slices(graph: Graph, masks: Mapping) -> dict[int, dict[int, np.ndarray]]:
+    """Returns `{id(variable): {axis: indices}}` of everything that masks remove."""
+    kept = graph.kept(masks)
+    dropped: dict[int, dict[int, np.ndarray]] = {}
+    for binding in graph.bindings:
+        indices = np.flatnonzero(~kept(binding.labels))
+        if len(indices):
+            dropped.setdefault(id(binding.variable), {})[binding.axis] = indices
+    return dropped
+
+
+def zeroed_values(graph: Graph, masks: Mapping) -> dict[int, np.ndarray]:
+    """Returns `{id(variable): array}` with zeros in everything that masks remove."""
+    variables = {id(b.variable): b.variable for b in graph.bindings}
+    values = {}
+    for key, axes in dropped_slices(graph, masks).items():
+        value = np.array(variables[key].numpy())
+        for axis, indices in axes.items():
+            value[(slice(None),) * axis + (indices,)] = 0
+        values[key] = value
+    return values
+
+
+def _hold(old, twin, dropped: dict) -> None:
+    """Puts a constraint on every trainable variable that has zeros to hold."""
+    pairs = zip(getattr(old, "variables", ()), getattr(twin, "variables", ()), strict=True)
+    for source, target in pairs:
+        if id(source) not in dropped or not source._trainable:
+            continue
+        target.constraint = ZeroSlices(dropped[id(source)], source.constraint)
+        owner = getattr(twin, "layer", twin)
+        attribute = _constraint_attribute(owner, target)
+        if attribute is not None:
+            # The layer's own record of it, which is what gets saved.
+            setattr(owner, attribute, target.constraint)
+
+
+def _constraint_attribute(layer, variable) -> str | None:
+    names = [f"{variable.name.removesuffix('_kernel')}_constraint"]
+    if variable.name == "kernel":
+        names.insert(0, "depthwise_constraint")
+    for name in names:
+        if name in vars(layer):
+            return name
+    return None
+
+
+def read_masks(model: keras.Model) -> Masks:
+    """Returns the masks a model shows: closed gates, or channels that are all zero.
+
+    A channel counts as masked if every layer that reads it gets exact zeros from it,
+    whatever the input. A group that is dead as a whole keeps its first channel, as
+    a layer needs one.
+
+    Args:
+        model: Functional or Sequential model, with or without gates.
+
+    Returns:
+        `Masks` with one mask per group of `Graph(model)`.
+
+    Raises:
+        ValueError: if the model is unbuilt or subclassed.
+
+    Example:
+
+    >>> tfprune.read_masks(tfprune.apply_masks(model, masks)) == masks
+    True
+    """
+    return dead_masks(Graph(model))
+
+
+def dead_masks(graph: Graph) -> Masks:
+    """Returns the masks of what is dead in the graph's model."""
+    masks = graph.masks_of(np.append(~dead_units(graph), True))
+    for mask in masks.values():
+        if not mask.any():
+            mask[0] = True
+    return Masks(masks)
+
+
+def set_masks(graph: Graph, masks: Mapping) -> None:
+    """Writes masks into the gates of the graph's model, in place.
+
+    Only values change, never shapes: this is what callbacks do during `fit`.
+
+    Args:
+        graph: `Graph` of a model with gates.
+        masks: group name to bool array, True = keep; missing groups are opened.
+    """
+    kept = graph.kept(masks)
+    for variable, labels in gate_masks(graph):
+        variable.assign(kept(labels))
+
+
+def gate_masks(graph: Graph) -> list:
+    """Returns `(mask variable, labels)` of every gate in the graph's model."""
+    own = {}
+    for call in graph.calls:
+        for mask in (getattr(call.operation, n, None) for n in ("output_mask", "input_mask")):
+            if isinstance(mask, ChannelMask):
+                own[id(mask.mask)] = mask.mask
+    return [(b.variable, b.labels) for b in graph.bindings if id(b.variable) in own]

@@ -1,0 +1,208 @@
+"""Rebuilding: a new model from an old one, operation by operation."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from tfprune.constraints import ZeroSlices
+from tfprune.graph.nodes import (
+    Functional,
+    as_functional,
+    copy_operation,
+    fill_in,
+    input_layer_of,
+    input_structure,
+    nodes_in_order,
+    object_sharing_scope,
+    output_structure,
+    tree,
+)
+
+
+class Rebuilder:
+    """Makes a new model of new operations that are wired like the old ones.
+
+    Shared and tied layers stay shared: every operation is made once, also across
+    nested models. The old model is only read; the new one is not compiled.
+
+    Args:
+        make: function `(operation, path) -> new operation`.
+        rewrite: function `(node, args, kwargs) -> (args, kwargs)` for literals in
+            recorded calls. By default they are kept.
+        input_shapes: function `(model) -> shapes of its inputs`. By default they are
+            kept.
+    """
+
+    def __init__(
+        self,
+        make: Callable,
+        rewrite: Callable | None = None,
+        input_shapes: Callable | None = None,
+    ):
+        self._make = make
+        self._rewrite = rewrite or (lambda node, args, kwargs: (args, kwargs))
+        self._input_shapes = input_shapes or (lambda m: [x.shape for x in m.inputs])
+        self._new: dict[int, object] = {}
+        self.pairs: list[tuple] = []
+
+    def model(self, model, prefix: str = ""):
+        """Returns the new model; `pairs` then lists (old, new) operations."""
+        # Rebuilding under one scope keeps objects shared that share an id.
+        with object_sharing_scope():
+            new = self._model(model, prefix)
+        if not prefix:
+            self._copy_trainable(model, new)
+        return new
+
+    def _model(self, model, prefix: str):
+        if id(model) not in self._new:
+            build = self._sequential if _is_sequential(model) else self._functional
+            self._new[id(model)] = build(model, prefix)
+        return self._new[id(model)]
+
+    def _operation(self, operation, prefix: str):
+        path = f"{prefix}{operation.name}"
+        if isinstance(operation, Functional) or _is_sequential(operation):
+            return self._model(operation, f"{path}/")
+        if id(operation) not in self._new:
+            self._new[id(operation)] = new = self._make(operation, path)
+            self.pairs.append((operation, new))
+        return self._new[id(operation)]
+
+    def _sequential(self, model, prefix: str):
+        layers = [self._operation(layer, prefix) for layer in model.layers]
+        (new_input,) = self._inputs(model)
+        return keras.Sequential([new_input, *layers], name=model.name)
+
+    def _functional(self, model, prefix: str):
+        functional = as_functional(model)
+        tensors = {
+            id(old): new.output
+            for old, new in zip(functional.inputs, self._inputs(model), strict=True)
+        }
+        for node in nodes_in_order(functional):
+            if any(id(x) not in tensors for x in node.input_tensors):
+                continue
+            args, kwargs = self._rewrite(node, *fill_in(node, tensors))
+            outputs = self._operation(node.operation, prefix)(*args, **kwargs)
+            flat = tree.flatten(outputs)
+            tensors.update((id(k), t) for k, t in zip(node.outputs, flat, strict=True))
+        inputs, outputs = (
+            tree.map_structure(lambda k: tensors[id(k)], structure)
+            for structure in (input_structure(functional), output_structure(functional))
+        )
+        return keras.Model(inputs, outputs, name=model.name)
+
+    def _inputs(self, model) -> list:
+        """Returns new input layers like those of the old model."""
+        inputs = []
+        for old, shape in zip(model.inputs, self._input_shapes(model), strict=True):
+            config = {**input_layer_of(old).get_config(), "batch_shape": shape}
+            inputs.append(keras.layers.InputLayer.from_config(config))
+        return inputs
+
+    def _copy_trainable(self, model, new) -> None:
+        """Copies the flags from the outside in, as setting one sets all inside it."""
+        new.trainable = model.trainable
+        for old, twin in self._models_of(model):
+            twin.trainable = old.trainable
+        for old, twin in self.pairs:
+            if isinstance(old, keras.layers.Layer):
+                twin.trainable = old.trainable
+
+    def _models_of(self, model):
+        for layer in model.layers:
+            if id(layer) in self._new and isinstance(layer, keras.Model):
+                yield layer, self._new[id(layer)]
+                yield from self._models_of(layer)
+
+
+def _is_sequential(operation) -> bool:
+    return isinstance(operation, keras.Sequential)
+
+
+def copy_operation_like(operation, settings: dict | None = None, plain: bool = False):
+    """Returns an unbuilt copy of a layer or operation, with its name.
+
+    Args:
+        operation: layer or operation.
+        settings: constructor arguments (layers) or attributes that differ.
+        plain: whether constraints that tfprune has set are left out.
+    """
+    settings = settings or {}
+    if not isinstance(operation, keras.layers.Layer):
+        twin = copy_operation(operation)
+        vars(twin).update(settings)
+        return twin
+    if isinstance(operation, keras.layers.Lambda):
+        return _copy_lambda(operation)
+    if not type(operation).__module__.startswith("keras."):
+        return _copy_by_serialization(operation, settings)
+    return _copy_layer(operation, settings, plain)
+
+
+def _copy_layer(layer, settings: dict, plain: bool):
+    config, own = {**layer.get_config(), **settings}, vars(layer)
+    activation = own.get("activation")
+    if callable(activation) and not isinstance(activation, keras.layers.Layer):
+        # As an object it needs no name that Keras can look up again.
+        config["activation"] = activation
+    # Every weight is assigned afterwards: drawing random ones would be waste.
+    config.update({name: "zeros" for name in _initializers(layer) if name in config})
+    for name in config:
+        if plain and isinstance(own.get(name), ZeroSlices):
+            config[name] = own[name].constraint
+    type(layer).from_config(config)
+    return type(layer).from_config(config)
+
+
+def _initializers(layer) -> dict:
+    return {k: v for k, v in vars(layer).items() if k.endswith("_initializer")}
+
+
+def _copy_lambda(layer):
+    return type(layer)(
+        layer.function,
+        output_shape=layer._output_shape,
+        mask=layer.mask,
+        arguments=layer.arguments,
+        name=layer.name,
+        dtype=layer.dtype_policy,
+        trainable=layer.trainable,
+    )
+
+
+def _copy_by_serialization(layer, settings: dict):
+    serialized = keras.saving.serialize_keras_object(layer)
+    serialized.pop("build_config", None)
+    serialized["config"].update(settings)
+    return keras.saving.deserialize_keras_object(serialized, safe_mode=False)
+
+
+def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy()):
+    """Gives a built copy the variables of its layer, in order, and its initializers.
+
+    Args:
+        old: the layer to read; operations without variables are passed over.
+        new: its copy.
+        value_of: function from an old variable to the array for the new one.
+    """
+    old_variables = getattr(old, "variables", ())
+    new_variables = getattr(new, "variables", ())
+    if len(old_variables) != len(new_variables):
+        raise ValueError(
+            f"Layer {old.name!r} ({type(old).__name__}) has {len(old_variables)} "
+            f"variables, its copy {len(new_variables)}: its `get_config` does not "
+            "describe it fully."
+        )
+    for source, target in zip(old_variables, new_variables, strict=True):
+        value = np.asarray(value_of(source))
+        if tuple(target.shape) != value.shape:
+            raise ValueError(
+                f"Variable {source.path!r} of layer {old.name!r} has shape "
+                f"{value.shape} but its copy was built with {tuple(target.shape)}."
+            )
+        target.assign(value)
+    if isinstance(old, keras.layers.Layer):
+        vars(new).update(_initializers(old))

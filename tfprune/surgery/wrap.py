@@ -1,0 +1,261 @@
+"""Gates into a model and out of it again."""
+
+import fnmatch
+import inspect
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import layers as keras_layers
+
+from tfprune.graph import Graph
+from tfprune.graph.flows import keeps_zero
+from tfprune.graph.zeros import exposed, propagate_zeros
+from tfprune.layers import GATED_TYPES, ChannelGate, ChannelMask
+from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+
+
+def has_gates(model: keras.Model) -> bool:
+    """Returns whether any layer of a model is wrapped in a `ChannelGate`."""
+    return any(isinstance(layer, ChannelGate) for layer in model._flatten_layers())
+
+
+def prune_wrap(
+    model: keras.Model,
+    gate: Callable = ChannelGate,
+    layers=None,
+    **gate_arguments,
+) -> keras.Model:
+    """Returns a model with gates around its layers that computes the same.
+
+    By default gates go where they are needed so that closing all gates of a channel
+    removes it exactly: on every BatchNormalization of a prunable channel, on the
+    layer that makes it where none follows, and on the input of a layer that reads it
+    where something in between turns zero into non-zero. Gates of the same channels
+    share one mask. Layer names, groups and outputs stay as they are.
+
+    Args:
+        model: Functional or Sequential model without gates; not changed.
+        gate: gate class, or callable `gate(layer) -> layer` that gets a built copy of
+            each layer.
+        layers: path patterns of the layers to wrap, such as `["stage1/*"]`. By
+            default every layer that needs a gate.
+        **gate_arguments: passed to `gate`.
+
+    Returns:
+        A new model, uncompiled.
+
+    Raises:
+        ValueError: if the model has gates already or nothing to gate, a pattern
+            matches no layer that can be gated, or the gate knows no such argument.
+
+    Example:
+
+    ```python
+    model = tfprune.prune_wrap(base, tfprune.layers.ChannelGate)
+    model.compile("sgd", "mse")
+    model.fit(x, y, callbacks=[tfprune.callbacks.PruneToBudget("magnitude", budget)])
+    ```
+    """
+    graph = Graph(model)
+    if has_gates(model):
+        raise ValueError(
+            f"Model {model.name!r} has gates already. Call `tfprune.strip` first."
+        )
+    _check_arguments(gate, gate_arguments)
+    places = _Places(graph)
+    if layers is not None:
+        places.restrict([layers] if isinstance(layers, str) else list(layers))
+    if not places.outputs and not places.inputs:
+        raise ValueError(
+            f"Model {model.name!r} has no channels that can be pruned, so there is "
+            f"nothing to gate. Why: {graph.locked}"
+        )
+    return _wrap(model, graph, places, gate, gate_arguments)
+
+
+def _check_arguments(gate, arguments: dict) -> None:
+    if not callable(gate):
+        raise ValueError(
+            "`gate` must be a gate class or a callable `gate(layer) -> layer`. "
+            f"Received: {gate!r}"
+        )
+    own = {"self", "layer", "mask", "input_mask", "args", "kwargs"}
+    known = [name for name in inspect.signature(gate).parameters if name not in own]
+    unknown = [name for name in arguments if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{gate.__name__} takes no argument `{unknown[0]}`. "
+            f"Its arguments are: {', '.join(known) or 'none'}."
+        )
+
+
+class _Places:
+    """Where gates go: `{id(operation): labels}` of outputs and of inputs."""
+
+    def __init__(self, graph: Graph):
+        self._graph = graph
+        self._maker = {id(t): call for call in graph.calls for t in call.outputs}
+        self.outputs: dict[int, np.ndarray] = {}
+        self.inputs: dict[int, np.ndarray] = {}
+        for call in graph.calls:
+            if isinstance(call.layer, keras_layers.BatchNormalization):
+                self._gate_output(call)
+        for call, read in self._exposed_reads():
+            self._gate_makers(read.x, set())
+        for call, read in self._exposed_reads():
+            if isinstance(call.layer, GATED_TYPES):
+                self.inputs[id(call.operation)] = read.labels
+
+    def restrict(self, patterns: list[str]) -> None:
+        """Keeps only gates whose layer matches; gates layers that were not chosen."""
+        chosen = {}
+        for pattern in patterns:
+            calls = [
+                call
+                for call in self._graph.calls
+                if fnmatch.fnmatchcase(call.path, pattern)
+                and isinstance(call.layer, GATED_TYPES)
+            ]
+            if not calls:
+                raise ValueError(
+                    f"`layers`: the path pattern {pattern!r} matches no layer that can "
+                    f"be gated. Layers are: {', '.join(self._graph.layers[:8])}, ..."
+                )
+            chosen.update({id(call.operation): call for call in calls})
+        for call in chosen.values():
+            self._gate_output(call)
+        self.outputs = {k: v for k, v in self.outputs.items() if k in chosen}
+        self.inputs = {k: v for k, v in self.inputs.items() if k in chosen}
+
+    def _prunable(self, labels) -> np.ndarray:
+        return self._graph.units(labels) < self._graph.num_units
+
+    def _gate_output(self, call) -> bool:
+        out = call.outputs[0]
+        labels = None if out.channel_axis is None else out.labels[out.channel_axis]
+        if labels is None or not self._prunable(labels).any():
+            return False
+        self.outputs[id(call.operation)] = labels
+        return True
+
+    def _exposed_reads(self) -> list:
+        """Returns (call, read) where closed gates would still let something through."""
+        closed = {
+            id(call): self._prunable(self.outputs[id(call.operation)])
+            for call in self._graph.calls
+            if id(call.operation) in self.outputs and _closes(call.layer)
+        }
+        zeros = propagate_zeros(self._graph, closed)
+        return [
+            (call, read)
+            for call in self._graph.calls
+            for read in call.reads
+            if read.labels is not None and exposed(self._graph, read, zeros).any()
+        ]
+
+    def _gate_makers(self, tensor, seen: set) -> None:
+        """Walks back from a tensor and gates the first layers that can be gated."""
+        if id(tensor) in seen or id(tensor) not in self._maker:
+            return
+        seen.add(id(tensor))
+        call = self._maker[id(tensor)]
+        if isinstance(call.layer, GATED_TYPES):
+            self._gate_output(call)
+            return
+        for x in call.inputs:
+            if x.labeled_axes:
+                self._gate_makers(x, seen)
+
+
+def _closes(layer) -> bool:
+    activation = getattr(layer, "activation", None)
+    return activation is None or keeps_zero(activation)
+
+
+def _wrap(model, graph: Graph, places: _Places, gate, arguments: dict) -> keras.Model:
+    masks: dict[bytes, ChannelMask] = {}
+
+    def shared_mask(labels, path):
+        # Layers whose channels are the same units, in the same order, share a mask.
+        key = graph.units(labels).tobytes()
+        if key not in masks:
+            masks[key] = ChannelMask(len(labels), name=f"{path.replace('/', '_')}_mask")
+        return masks[key]
+
+    def make(operation, path):
+        twin = copy_operation_like(operation)
+        output, inputs = (
+            side.get(id(operation)) for side in (places.outputs, places.inputs)
+        )
+        if output is None and inputs is None or gate is not ChannelGate:
+            return twin
+        return ChannelGate(
+            twin,
+            mask=False if output is None else shared_mask(output, path),
+            input_mask=None if inputs is None else shared_mask(inputs, path),
+            **arguments,
+        )
+
+    rebuilder = Rebuilder(make)
+    new = rebuilder.model(model)
+    for old, twin in rebuilder.pairs:
+        gated = isinstance(twin, ChannelGate)
+        copy_state(old, twin.layer if gated else twin)
+        if gated:
+            twin.take_over_scale()
+    return new
+
+
+def strip(model: keras.Model) -> keras.Model:
+    """Returns a plain Keras model without gates that computes the same.
+
+    Gates and masks are multiplied into the layers, so a closed channel has zero scale
+    and shift, or a zero filter. Shapes stay as they are; see `compact`. Constraints
+    that hold masked weights at zero are removed too.
+
+    Args:
+        model: Functional or Sequential model, with or without gates; not changed.
+
+    Returns:
+        A new model of plain Keras layers, uncompiled.
+
+    Example:
+
+    ```python
+    tfprune.strip(model).save("plain.keras")
+    ```
+    """
+    rebuilder = Rebuilder(lambda operation, path: _copy_without_gate(operation))
+    new = rebuilder.model(model)
+    for old, twin in rebuilder.pairs:
+        if isinstance(old, ChannelGate):
+            _fold_gate(old, twin)
+        else:
+            copy_state(old, twin)
+    return new
+
+
+def _copy_without_gate(operation):
+    if not isinstance(operation, ChannelGate):
+        return copy_operation_like(operation, plain=True)
+    settings = {"scale": True} if _needs_scale(operation) else {}
+    return copy_operation_like(operation.layer, settings, plain=True)
+
+
+def _needs_scale(gate: ChannelGate) -> bool:
+    """A normalization without scale gets one, unless its gate is all open at 1."""
+    if getattr(gate.layer, "scale", True) or gate.output_mask is None:
+        return False
+    return not np.all(gate.factors().numpy() == 1)
+
+
+def _fold_gate(gate: ChannelGate, twin) -> None:
+    new = {variable.name: variable for variable in twin.variables}
+    for variable in gate.layer.variables:
+        new[variable.name].assign(variable.numpy())
+    for name, value in gate.effective().items():
+        if name in new:
+            new[name].assign(value)
+    initializers = {k: v for k, v in vars(gate.layer).items() if "_initializer" in k}
+    vars(twin).update(initializers)
