@@ -147,11 +147,12 @@ def select(
             "`budget` needs a target: flops_reduction, params_reduction or sparsity. "
             f"Received: {budget}"
         )
+    ranking = _Ranking(graph, scores, budget)
     if scope == "global":
-        plan = _GlobalPlan(graph, scores, budget)
+        plan = _GlobalPlan(ranking, scores)
     else:
-        plan = _FractionPlan(graph, scores, budget, _fractions(graph, scope))
-    return plan.masks(_solve(graph, plan, budget))
+        plan = _FractionPlan(ranking, _fractions(graph, scope))
+    return ranking.masks(_solve(graph, ranking, plan))
 
 
 def _checked_scores(graph: Graph, scores) -> dict[str, np.ndarray]:
@@ -208,106 +209,142 @@ def _round_up(kept, size, multiple_of: int):
     return np.minimum(size, -(-kept // multiple_of) * multiple_of)
 
 
-class _Plan:
-    """A family of ever smaller models, numbered by a step from 0 to `last`."""
+class _Ranking:
+    """The order in which each group loses its units, and how many it may lose."""
 
     def __init__(self, graph: Graph, scores, budget: Budget):
-        self._groups, self._scores, self._budget = graph.groups, scores, budget
-        self._sizes = np.array([group.size for group in graph.groups], np.int64)
-        self._caps = np.array([_most_removed(n, budget) for n in self._sizes], np.int64)
+        self.graph, self.budget = graph, budget
+        self.sizes = np.array([group.size for group in graph.groups], np.int64)
+        self.caps = np.array([_most_removed(n, budget) for n in self.sizes], np.int64)
         # Ties go to the unit that comes first, so results do not depend on sorting.
-        self._order = [np.argsort(scores[g.name], kind="stable") for g in graph.groups]
+        self.order = [np.argsort(scores[g.name], kind="stable") for g in graph.groups]
+        self._rank = np.full(graph.num_units + 1, np.inf)
+        self._group_of = np.zeros(graph.num_units + 1, np.int64)
+        for number, (units, order) in enumerate(
+            zip(graph.members, self.order, strict=True)
+        ):
+            self._group_of[units] = number
+            self._rank[units[order]] = np.arange(len(units))
 
-    def masks(self, step: int) -> Masks:
-        removed = np.minimum(self._removed(step), self._caps)
-        kept = _round_up(self._sizes - removed, self._sizes, self._budget.multiple_of)
-        masks = {}
-        for group, order, count in zip(self._groups, self._order, kept, strict=True):
-            mask = np.ones(group.size, bool)
-            mask[order[: group.size - int(count)]] = False
-            masks[group.name] = mask
-        return Masks(masks)
+    def kept(self, removed: np.ndarray) -> np.ndarray:
+        """Returns how many units each group keeps when this many should go."""
+        kept = self.sizes - np.minimum(removed, self.caps)
+        return _round_up(kept, self.sizes, self.budget.multiple_of)
+
+    def keep(self, kept: np.ndarray) -> np.ndarray:
+        """Returns per unit whether it stays, as `Graph.keep` does for masks."""
+        if not len(kept):
+            return np.ones(1, bool)
+        return self._rank >= (self.sizes - kept)[self._group_of]
+
+    def masks(self, kept: np.ndarray) -> Masks:
+        return Masks(self.graph.masks_of(self.keep(kept)))
 
 
-class _GlobalPlan(_Plan):
+class _GlobalPlan:
     """Removes units in the order of their scores, all groups together."""
 
-    def __init__(self, graph: Graph, scores, budget: Budget):
-        super().__init__(graph, scores, budget)
+    def __init__(self, ranking: _Ranking, scores):
         group_of, score = [], []
-        for number, (group, cap) in enumerate(zip(self._groups, self._caps, strict=True)):
+        for number, (group, cap, order) in enumerate(
+            zip(ranking.graph.groups, ranking.caps, ranking.order, strict=True)
+        ):
             group_of.append(np.full(cap, number))
-            score.append(scores[group.name][self._order[number][:cap]])
+            score.append(scores[group.name][order[:cap]])
         order = np.argsort(np.concatenate([*score, []]), kind="stable")
-        self._ranking = np.concatenate([*group_of, []]).astype(np.int64)[order]
-        self.last = len(self._ranking)
+        self._next = np.concatenate([*group_of, []]).astype(np.int64)[order]
+        self._count = len(ranking.sizes)
+        self.last = len(self._next)
 
-    def _removed(self, step: int) -> np.ndarray:
-        return np.bincount(self._ranking[:step], minlength=len(self._groups))
+    def removed(self, step: int) -> np.ndarray:
+        return np.bincount(self._next[:step], minlength=self._count)
 
 
-class _FractionPlan(_Plan):
+class _FractionPlan:
     """Removes a fraction of every group, all fractions scaled by one factor."""
 
-    STEPS = 2**14
+    last = 2**14
 
-    def __init__(self, graph: Graph, scores, budget: Budget, fractions):
-        super().__init__(graph, scores, budget)
-        self._weights = np.array([fractions.get(g.name, 0.0) for g in self._groups])
+    def __init__(self, ranking: _Ranking, fractions: Mapping):
+        self._sizes = ranking.sizes
+        groups = ranking.graph.groups
+        self._weights = np.array([fractions.get(g.name, 0.0) for g in groups])
         self._largest = self._weights.max(initial=0)
-        self.last = self.STEPS
         # Groups of one size would all lose a channel at the same step: with a target
         # to meet, each rounds at a point of its own, so that the steps stay small.
-        count = len(self._groups)
-        self._offsets = (np.arange(count) + 0.5) / count if budget.target else 0.5
+        spread = (np.arange(len(groups)) + 0.5) / max(1, len(groups))
+        self._offsets = 0.5 if ranking.budget.target is None else spread
 
     @property
     def as_given(self) -> float:
         """The step at which every fraction is removed as it was given."""
-        return self.STEPS * self._largest
+        return self.last * self._largest
 
-    def _removed(self, step: float) -> np.ndarray:
+    def removed(self, step: float) -> np.ndarray:
         # The last step takes the whole of the groups with the largest fraction.
-        scale = step / self.STEPS / self._largest if self._largest else 0.0
+        scale = step / self.last / self._largest if self._largest else 0.0
         exact = self._sizes * np.minimum(1, self._weights * scale)
         return np.floor(exact + self._offsets * (exact > 0) + 1e-9).astype(np.int64)
 
 
-def _solve(graph: Graph, plan: _Plan, budget: Budget):
-    """Returns the first step of the plan that meets the budget, by bisection."""
-    if budget.target is None:
-        return plan.as_given
-    name, fraction = budget.target
-    size_of = _measure(graph, name)
-    whole = size_of(None)
+def _solve(graph: Graph, ranking: _Ranking, plan) -> np.ndarray:
+    """Returns how many units each group keeps: the smallest plan that does."""
+    if ranking.budget.target is None:
+        return ranking.kept(plan.removed(plan.as_given))
+    name, fraction = ranking.budget.target
+    measure = _measure(graph, name)
+    whole = measure(ranking.keep(ranking.sizes))
 
-    def removed(step) -> float:
-        return 1 - size_of(plan.masks(step)) / whole if whole else 0.0
+    def reduction(kept) -> float:
+        return 1 - measure(ranking.keep(kept)) / whole if whole else 0.0
 
     # A float may fall short of the target by one rounding error.
     goal = fraction - 1e-12
-    if removed(plan.last) < goal:
-        raise ValueError(
-            f"The budget {name}={fraction} cannot be met: at most "
-            f"{removed(plan.last):.4f} can be removed with max_sparsity="
-            f"{budget.max_sparsity}, min_channels={budget.min_channels}, "
-            f"multiple_of={budget.multiple_of} on the {len(graph.groups)} prunable "
-            "groups of this model. Ask for less, or lower these floors."
-        )
+    most = reduction(ranking.kept(plan.removed(plan.last)))
+    if most < goal:
+        raise ValueError(_unreachable(ranking, most))
     low, high = -1, plan.last
     while high - low > 1:
         middle = (low + high) // 2
-        if removed(middle) >= goal:
+        if reduction(ranking.kept(plan.removed(middle))) >= goal:
             high = middle
         else:
             low = middle
-    return high
+    kept = ranking.kept(plan.removed(high))
+    return _give_back(kept, ranking, lambda kept: reduction(kept) >= goal)
+
+
+def _give_back(kept: np.ndarray, ranking: _Ranking, meets: Callable) -> np.ndarray:
+    """Returns units while the budget stays met: the last unit may have been a big one.
+
+    Groups are tried from the one that lost most, in units, to the one that lost least.
+    """
+    step = ranking.budget.multiple_of
+    while True:
+        before = kept
+        for group in np.argsort(kept - ranking.sizes, kind="stable"):
+            more = kept.copy()
+            more[group] = min(ranking.sizes[group], kept[group] + step)
+            if more[group] > kept[group] and meets(more):
+                kept = more
+        if kept is before:
+            return kept
+
+
+def _unreachable(ranking: _Ranking, most: float) -> str:
+    budget = ranking.budget
+    name, fraction = budget.target
+    return (
+        f"The budget {name}={fraction} cannot be met: at most {most:.4f} can be removed "
+        f"with max_sparsity={budget.max_sparsity}, min_channels={budget.min_channels}, "
+        f"multiple_of={budget.multiple_of} and this scope, on the {len(ranking.sizes)} "
+        "prunable groups of this model. Ask for less, or lower these floors."
+    )
 
 
 def _measure(graph: Graph, name: str) -> Callable:
-    """Returns the function from masks to the number that the budget limits."""
+    """Returns the function from kept units to the number that the budget limits."""
     if name == "sparsity":
-        return lambda masks: graph.keep(masks)[:-1].sum()
+        return lambda keep: int(keep[:-1].sum())
     counter = Counter(graph)
-    count = counter.macs if name == "flops_reduction" else counter.params
-    return lambda masks: count(graph.keep(masks))
+    return counter.macs if name == "flops_reduction" else counter.params

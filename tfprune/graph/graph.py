@@ -97,9 +97,9 @@ class Graph:
         rank[np.argsort(first)] = np.arange(len(first))
         group_of = rank[group_of]
         order = np.argsort(group_of, kind="stable")
-        self._members = np.split(order, np.cumsum(np.bincount(group_of))[:-1])
+        self.members = np.split(order, np.cumsum(np.bincount(group_of))[:-1])
         if not len(first):
-            self._members = []
+            self.members = []
             return ()
         slices = self._slices(group_of, len(first))
         makers = self._makers(group_of, len(first))
@@ -107,7 +107,7 @@ class Graph:
         return tuple(
             Group(name, len(units), tuple(parts), paths)
             for name, units, parts, paths in zip(
-                names, self._members, slices, makers, strict=True
+                names, self.members, slices, makers, strict=True
             )
         )
 
@@ -120,7 +120,7 @@ class Graph:
             for number in np.unique(group_of[units]).tolist():
                 if number < count:
                     own = order[group_of[units[order]] == number]
-                    indices = own.reshape(len(self._members[number]), -1)
+                    indices = own.reshape(len(self.members[number]), -1)
                     slices[number].append(
                         Slice(b.path, b.variable, b.axis, indices, b.read)
                     )
@@ -238,7 +238,7 @@ class Graph:
         keep = np.ones(self.num_units + 1, bool)
         if masks is not None:
             self.check(masks)
-            for group, units in zip(self.groups, self._members, strict=True):
+            for group, units in zip(self.groups, self.members, strict=True):
                 if group.name in masks:
                     keep[units] = masks[group.name]
         return keep
@@ -252,7 +252,7 @@ class Graph:
         """Returns the masks of a bool array over units, as made by `keep`."""
         return {
             group.name: keep[units]
-            for group, units in zip(self.groups, self._members, strict=True)
+            for group, units in zip(self.groups, self.members, strict=True)
         }
 
     def layer_masks(self, masks: Mapping) -> dict[str, np.ndarray]:
