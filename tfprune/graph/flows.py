@@ -71,7 +71,7 @@ def keeps_zero(function, *operands) -> bool:
 @functools.lru_cache(maxsize=256)
 def is_elementwise(function) -> bool:
     """Returns whether a function of one tensor treats each channel by itself."""
-    return _commutes(function, (2, 3, 8), axis=2) == 2
+    return _commutes(function, [(2, 3, 8)], axis=2) == 2
 
 
 def channelwise(call: Call, x: Tensor, axis: int, out_axis: int | None = None):
@@ -194,63 +194,74 @@ def _labels_at(call: Call, labels, index):
 
 
 def by_probing(call: Call, *args, **kwargs):
-    """Follows a weightless operation of one tensor by trying it out.
+    """Follows an operation without weights by trying it out.
 
     If dropping half of the channels before the operation is the same as dropping
     them after it, twice, for different halves, the channels pass one by one and no
-    setting of the operation depends on their number. Returns None if it is not.
+    setting of the operation depends on their number. Several tensors are tied. Returns
+    None if it is not so, or if the operation cannot be tried.
     """
     layer = call.operation
-    if len(call.inputs) != 1 or len(call.outputs) != 1:
-        return None
     if isinstance(layer, keras.layers.Layer) and layer.variables:
         return None
-    (x,) = call.inputs
-    if not x.labeled_axes:
-        return Tensor(call.outputs[0].shape)
-    if len(x.labeled_axes) > 1:
+    if len(call.outputs) != 1:
+        return None
+    (out,) = call.outputs
+    if not any(x.labeled_axes for x in call.inputs):
+        return out
+    axis = _common_axis(call.inputs)
+    if axis is None:
         return None
 
-    def function(value):
+    def function(*values):
+        rest = iter(values)
         filled = tree.map_structure(
-            lambda each: value if isinstance(each, Tensor) else each, (args, kwargs)
+            lambda each: next(rest) if isinstance(each, Tensor) else each,
+            (args, kwargs),
         )
         return layer.call(*filled[0], **filled[1])
 
-    shape = tuple(1 if size is None else size for size in x.shape)
-    out_axis = _commutes(function, shape, x.labeled_axes[0])
+    shapes = [tuple(1 if n is None else n for n in x.shape) for x in call.inputs]
+    out_axis = _commutes(function, shapes, axis)
     if out_axis is None:
         return None
-    return channelwise(call, x, x.labeled_axes[0], out_axis)
+    labels = call.tie(*(x.labels[axis] for x in call.inputs))
+    if len(call.inputs) == 1:
+        call.zeros = lambda zeros: zeros if keeps_zero(function) else None
+    return Tensor(out.shape).with_labels({out_axis: labels})
 
 
-def _commutes(function, shape, axis: int) -> int | None:
+def _common_axis(inputs) -> int | None:
+    """Returns the one axis that is labeled in all tensors, None if there is none."""
+    axes = {x.labeled_axes for x in inputs}
+    sizes = {x.shape[axis] for x in inputs for axis in x.labeled_axes}
+    if len(axes) != 1 or len(sizes) != 1:
+        return None
+    (labeled,) = axes
+    return labeled[0] if len(labeled) == 1 else None
+
+
+def _commutes(function, shapes, axis: int) -> int | None:
     """Returns the output axis on which `function` treats input `axis` entry by entry.
 
     None if it does not: entries are mixed, or their number is fixed.
     """
     random = np.random.default_rng(0)
-    x = random.normal(size=shape).astype(np.float32)
-    size = shape[axis]
+    values = [random.normal(size=shape).astype(np.float32) for shape in shapes]
+    size = shapes[0][axis]
     try:
-        whole = _run(function, x)
+        whole = _run(function, values)
+        axes = {a for a in range(whole.ndim) if whole.shape[a] == size}
         for _ in range(2):
             index = np.sort(random.choice(size, max(1, size // 2), replace=False))
-            part = _run(function, np.take(x, index, axis))
-            axes = [
-                a
-                for a in range(whole.ndim)
-                if whole.shape[a] == size
-                and np.take(whole, index, a).shape == part.shape
-                and np.array_equal(np.take(whole, index, a), part)
-            ]
-            if len(axes) != 1:
-                return None
-        return axes[0]
+            part = _run(function, [np.take(each, index, axis) for each in values])
+            axes = {a for a in axes if np.array_equal(np.take(whole, index, a), part)}
     except Exception:
         # Any failure on a narrower input means that the width is fixed.
         return None
+    return axes.pop() if len(axes) == 1 else None
 
 
-def _run(function, x):
-    return keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(x)))
+def _run(function, values):
+    tensors = [keras.ops.convert_to_tensor(each) for each in values]
+    return keras.ops.convert_to_numpy(function(*tensors))

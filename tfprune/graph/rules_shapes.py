@@ -42,8 +42,10 @@ def softmax(call: Call, x: Tensor, mask=None):
     layers.GaussianNoise,
 )
 def regularization(call: Call, x: Tensor, **kwargs):
-    if getattr(call.operation, "noise_shape", None) is not None:
-        call.lock_all(x, f"`noise_shape` of {call.path!r} is fixed")
+    noise_shape = getattr(call.operation, "noise_shape", None) or ()
+    for axis, size in enumerate(noise_shape):
+        if size not in (None, 1):
+            call.lock(x.labels[axis], f"`noise_shape` of {call.path!r} is fixed")
     call.zeros = lambda zeros: zeros
     return Tensor(call.outputs[0].shape, x.labels)
 

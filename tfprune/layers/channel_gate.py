@@ -102,16 +102,20 @@ class ChannelGate(SwapWrapper):
 
     def _build_gate(self):
         settings = {"shape": (self.num_channels,), "autocast": False}
+        settings["initializer"] = "ones"
         if self._scale is None:
-            self.gate = self.add_weight(name="gate", initializer="ones", **settings)
-            return
-        self.base = self.add_weight(
-            name="base", initializer="ones", trainable=False, **settings
-        )
+            self.gate = self.add_weight(name="gate", **settings)
+        else:
+            self.base = self.add_weight(name="base", trainable=False, **settings)
         self.take_over_scale()
 
     def take_over_scale(self):
-        """Turns gamma and beta into gate, base and shift; no output changes."""
+        """Turns gamma and beta into gate, base and shift; no output changes.
+
+        For a gate whose layer got other values of scale and shift after it was made.
+        """
+        if self.base is None:
+            return
         gamma = self.layer.gamma.numpy()
         beta = np.zeros_like(gamma) if self.layer.beta is None else self.layer.beta.numpy()
         shared = (gamma != 0) & (np.abs(beta) <= MAX_SHIFT * np.abs(gamma))
