@@ -1,0 +1,197 @@
+"""Artefacts: equal to the model, or not there at all."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfprune
+from tfprune import exporting
+
+
+@pytest.fixture
+def model(make_vgg):
+    return make_vgg()
+
+
+def listing(path):
+    return sorted(p.relative_to(path).as_posix() for p in path.rglob("*"))
+
+
+def served(path, inputs):
+    artefact = tf.saved_model.load(str(path))
+    return artefact.serve(inputs)
+
+
+def test_saved_model_computes_what_the_model_computes(model, images, tmp_path):
+    path = tfprune.export(model, tmp_path / "small")
+    assert path == tmp_path / "small"
+    np.testing.assert_allclose(
+        served(path, images[0]), model(images[0], training=False), rtol=1e-4, atol=1e-5
+    )
+    assert listing(tmp_path)[0] == "small"
+    assert os.listdir(tmp_path) == ["small"]
+
+
+def test_weights_are_written_once(model, tmp_path):
+    path = tfprune.export(model, tmp_path / "small")
+    model.export(tmp_path / "keras", verbose=False)
+    ours, theirs = (tf.saved_model.load(str(tmp_path / p)) for p in ("small", "keras"))
+    for name in ("variables", "trainable_variables", "non_trainable_variables"):
+        assert len(getattr(ours, name)) == len(getattr(theirs, name))
+    assert ours.signatures.keys() == theirs.signatures.keys()
+    written = tf.train.list_variables(str(path / "variables" / "variables"))
+    floats = sum(np.prod(shape, dtype=int) for _, shape in written)
+    assert model.count_params() <= floats < 1.1 * model.count_params()
+
+
+def test_gates_are_folded_away(make_residual, images, tmp_path):
+    model = make_residual()
+    gated = tfprune.prune_wrap(model)
+    weights = [w.copy() for w in gated.get_weights()]
+    path = tfprune.export(gated, str(tmp_path / "small"))
+    artefact = tf.saved_model.load(str(path))
+    assert len(artefact.variables) == len(model.variables)
+    for old, new in zip(weights, gated.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_two_inputs_and_named_outputs(tmp_path):
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    x = keras.layers.Concatenate()([a, b])
+    outputs = {"y": keras.layers.Dense(5)(x), "z": keras.layers.Dense(2)(x)}
+    for i, inputs in enumerate(([a, b], {"a": a, "b": b})):
+        model = keras.Model(inputs, outputs)
+        for suffix, format in (("", "tf_saved_model"), (".tflite", "litert")):
+            path = tmp_path / f"model{i}{suffix}"
+            assert tfprune.export(model, path, format=format).exists()
+
+
+def test_the_artefact_needs_no_tfprune(make_residual, tmp_path):
+    path = tfprune.export(tfprune.prune_wrap(make_residual()), tmp_path / "small")
+    code = (
+        "import sys; sys.modules['tfprune'] = None; import tensorflow as tf, numpy;"
+        "model = tf.saved_model.load(sys.argv[1]);"
+        "print(model.serve(numpy.zeros((2, 8, 8, 3), 'float32')).shape)"
+    )
+    output = subprocess.check_output([sys.executable, "-c", code, path], text=True)
+    assert output.strip() == "(2, 3)"
+
+
+def test_litert_and_keras_files(model, images, tmp_path):
+    path = tfprune.export(model, tmp_path / "small.tflite", format="litert")
+    (received,) = exporting._run_litert(model, path, images[0])
+    expected = model(images[0], training=False)
+    np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4)
+
+    path = tfprune.export(model, tmp_path / "small.keras", format="keras")
+    reloaded = keras.saving.load_model(path)
+    np.testing.assert_array_equal(reloaded(images[0]), model(images[0]))
+    assert sorted(os.listdir(tmp_path)) == ["small.keras", "small.tflite"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".tflite", ".keras"])
+def test_an_artefact_that_differs_is_refused(model, tmp_path, monkeypatch, suffix):
+    def write(model, path, format):
+        other = keras.models.clone_model(model)
+        other.set_weights([1.01 * w for w in model.get_weights()])
+        real(other, path, format)
+
+    real = exporting._write
+    monkeypatch.setattr(exporting, "_write", write)
+    formats = {"": "tf_saved_model", ".tflite": "litert", ".keras": "keras"}
+    with pytest.raises(ValueError, match="must compute what 'vgg' computes"):
+        tfprune.export(model, tmp_path / f"small{suffix}", format=formats[suffix])
+    assert not os.listdir(tmp_path)
+
+
+def test_an_existing_path_stays_as_it_was(model, tmp_path):
+    path = tmp_path / "small"
+    tfprune.export(model, path)
+    before = listing(tmp_path)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        tfprune.export(model, path)
+    assert listing(tmp_path) == before
+
+
+def test_overwrite_replaces_a_saved_model_and_nothing_else(model, images, tmp_path):
+    path = tfprune.export(model, tmp_path / "small")
+    model.layers[-1].kernel.assign(0 * model.layers[-1].kernel)
+    model.layers[-1].bias.assign([1.0, 2.0, 3.0])
+    tfprune.export(model, path, overwrite=True)
+    np.testing.assert_array_equal(served(path, images[0][:1]), [[1.0, 2.0, 3.0]])
+
+    keep = tmp_path / "photographs"
+    keep.mkdir()
+    (keep / "one").write_text("irreplaceable")
+    with pytest.raises(FileExistsError, match="nothing else"):
+        tfprune.export(model, keep, overwrite=True)
+    with pytest.raises(FileExistsError, match="nothing else"):
+        tfprune.export(model, keep / "one", overwrite=True)
+    assert (keep / "one").read_text() == "irreplaceable"
+    assert sorted(os.listdir(tmp_path)) == ["photographs", "small"]
+
+
+def test_what_is_there_survives_a_failed_overwrite(model, tmp_path, monkeypatch):
+    path = tfprune.export(model, tmp_path / "small.keras", format="keras")
+    before = path.read_bytes()
+    monkeypatch.setitem(exporting._RUNNERS, "keras", lambda *_: np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="Nothing was written"):
+        tfprune.export(model, path, format="keras", overwrite=True)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["small.keras"]
+
+
+def test_places_that_cannot_be_written(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="existing directory"):
+        tfprune.export(model, tmp_path / "missing" / "small")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    with pytest.raises(PermissionError, match="read-only"):
+        tfprune.export(model, locked / "small")
+    file = tmp_path / "small.keras"
+    file.write_text("precious")
+    file.chmod(0o444)
+    with pytest.raises(PermissionError, match="read-only"):
+        tfprune.export(model, file, format="keras", overwrite=True)
+    assert file.read_text() == "precious"
+    assert not os.listdir(locked)
+    assert sorted(os.listdir(tmp_path)) == ["locked", "small.keras"]
+
+
+@pytest.mark.parametrize(
+    ("path", "format", "message"),
+    [
+        ("small", "savedmodel", "must be one of 'tf_saved_model'"),
+        ("small", "litert", "must end in .tflite"),
+        ("small.onnx", "litert", "must end in .tflite"),
+        ("small.keras", "tf_saved_model", "must name a directory"),
+        ("small.h5", "tf_saved_model", "must name a directory"),
+    ],
+)
+def test_paths_and_formats_must_agree(model, tmp_path, path, format, message):
+    with pytest.raises(ValueError, match=message):
+        tfprune.export(model, tmp_path / path, format=format)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_missing_package_is_named(model, tmp_path, monkeypatch):
+    def export(*args, **kwargs):
+        raise ModuleNotFoundError("No module named 'tf2onnx'", name="tf2onnx")
+
+    monkeypatch.setattr(model, "export", export)
+    with pytest.raises(ImportError, match="needs the package `tf2onnx`"):
+        tfprune.export(model, tmp_path / "small.onnx", format="onnx")
+    assert not os.listdir(tmp_path)
+
+
+def test_an_unbuilt_model_leaves_nothing_behind(tmp_path):
+    model = keras.Sequential([keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="built"):
+        tfprune.export(model, tmp_path / "small")
+    assert not os.listdir(tmp_path)

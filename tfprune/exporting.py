@@ -1,0 +1,265 @@
+"""Deployment artefacts, checked against the model before they take their name."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import keras
+
+from tfprune import surgery
+from tfprune.graph.nodes import as_functional, input_structure
+from tfprune.surgery import certificate
+
+_SUFFIXES = {
+    "tf_saved_model": "",
+    "litert": ".tflite",
+    "onnx": ".onnx",
+    "keras": ".keras",
+}
+_FILES = {*_SUFFIXES.values(), ".h5", ".hdf5"} - {""}
+
+
+def export(model, path, format="tf_saved_model", overwrite=False):
+    """Writes a model as an artefact that needs neither tfprune nor the model's code.
+
+    Gates are folded away first, so that the artefact is plain TensorFlow. It is
+    written beside `path`, loaded again and run on probe inputs, and takes its name
+    only when its outputs are those of the model (an ONNX file is run where
+    onnxruntime is installed). The model is not changed, and on any failure `path` is
+    as it was.
+
+    Args:
+        model: a built Keras model, with or without gates.
+        path: str or `pathlib.Path`. A directory for `"tf_saved_model"`, a file that
+            ends in `.tflite`, `.onnx` or `.keras` for the others.
+        format: `"tf_saved_model"`, `"litert"` or `"onnx"`, the names of
+            `keras.Model.export`, or `"keras"` for a plain Keras file.
+        overwrite: bool. Whether an artefact at `path` is replaced.
+
+    Returns:
+        The path written, a `pathlib.Path`.
+
+    Raises:
+        ValueError: an unknown format, a path that does not suit it, or an artefact
+            whose outputs differ from the model's.
+        OSError: `path` exists, or cannot be written.
+        ImportError: the package a format needs is missing.
+
+    Example:
+
+    ```python
+    tfprune.export(small, "small", overwrite=True)
+    reloaded = tf.saved_model.load("small")
+    predictions = reloaded.serve(images)
+    ```
+    """
+    with write_aside(path, format, overwrite) as aside:
+        plain = surgery.strip(model) if surgery.has_gates(model) else model
+        inputs = certificate.probe_inputs(plain)
+        # Also because Keras exports to ONNX only what has been called.
+        expected = plain(inputs, training=False)
+        _write(plain, aside, format)
+        _verify(plain, expected, _RUNNERS[format](plain, aside, inputs), format)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def write_aside(path, format, overwrite=False):
+    """Yields a path to write to, which becomes `path` when the block ends well.
+
+    Args:
+        path: the file or directory wanted.
+        format: a format of `export`.
+        overwrite: bool. Whether what is there is replaced: a file by a file, a
+            SavedModel by a SavedModel, and nothing else.
+
+    Raises:
+        ValueError: an unknown format, or a path that does not suit it.
+        OSError: `path` exists, or its directory is missing or read-only.
+    """
+    path = Path(path)
+    check_path(path, format, overwrite)
+    room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        aside = room / f"new{_SUFFIXES[format]}"
+        yield aside
+        _take_place(aside, path, room / "old")
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def check_path(path, format, overwrite=False):
+    """Raises the error that writing `path` would meet, before any work is done."""
+    path = Path(path)
+    _check_suffix(path, format)
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(
+            f"`path` must lie in an existing directory. Received: path={path}. "
+            f"Create {parent} first."
+        )
+    for place in (parent, path):
+        if place.exists() and _is_read_only(place):
+            raise PermissionError(
+                f"`path` must be writable. Received: path={path}, and {place} is "
+                "read-only. Choose another place or change its permissions."
+            )
+    if os.path.lexists(path):
+        _check_replaceable(path, _SUFFIXES[format], overwrite)
+
+
+def _check_suffix(path, format):
+    if format not in _SUFFIXES:
+        raise ValueError(
+            f"`format` must be one of {', '.join(map(repr, _SUFFIXES))}. "
+            f"Received: format={format!r}."
+        )
+    suffix = _SUFFIXES[format]
+    if path.suffix != suffix and (suffix or path.suffix in _FILES):
+        wanted = f"end in {suffix}" if suffix else "name a directory"
+        raise ValueError(
+            f"`path` must {wanted} for format={format!r}. Received: path={path}."
+        )
+
+
+def _check_replaceable(path, suffix, overwrite):
+    if not overwrite:
+        raise FileExistsError(
+            f"`path` must not exist. Received: path={path}. Choose another one or "
+            "pass overwrite=True."
+        )
+    replaceable = path.is_file() if suffix else _is_saved_model(path)
+    if not replaceable:
+        kind = f"a {suffix} file" if suffix else "a SavedModel directory"
+        raise FileExistsError(
+            f"`overwrite=True` replaces {kind} by another, nothing else. Received: "
+            f"path={path}. Remove it yourself or choose another one."
+        )
+
+
+def _is_read_only(path):
+    # Root passes every access check; a place without any write bit is meant all the
+    # same.
+    return not os.access(path, os.W_OK) or not path.stat().st_mode & 0o222
+
+
+def _is_saved_model(path):
+    return path.is_dir() and (
+        (path / "saved_model.pb").is_file() or not any(path.iterdir())
+    )
+
+
+def _take_place(aside, path, old):
+    # A directory cannot be renamed onto a full one, hence the step to the side.
+    replaced = path.is_dir()
+    if replaced:
+        path.rename(old)
+    try:
+        aside.replace(path)
+    except OSError:
+        if replaced:
+            old.rename(path)
+        raise
+
+
+def _write(model, path, format):
+    if format == "keras":
+        model.save(path)
+        return
+    if format == "tf_saved_model":
+        _write_saved_model(model, path)
+        return
+    try:
+        model.export(path, format=format, verbose=False)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"`format={format!r}` needs the package `{error.name}`, which is not "
+            f"installed. Install it with: pip install {error.name}"
+        ) from error
+
+
+def _write_saved_model(model, path):
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    signature = [input_structure(as_functional(model))]
+    archive.add_endpoint("serve", model.__call__, signature)
+    # `model.export` stops here, and its file has every weight twice: as the variable
+    # that the endpoint uses, and as the Keras variable around it.
+    for name in ("variables", "trainable_variables", "non_trainable_variables"):
+        values = [variable.value for variable in getattr(model, name)]
+        archive.add_variable_collection(name, values)
+    archive.write_out(path, verbose=False)
+
+
+def _verify(model, expected, received, format):
+    if received is None:
+        return
+    try:
+        certificate.certify(expected, received, model)
+    except ValueError as error:
+        raise ValueError(
+            f"The artefact must compute what {model.name!r} computes, and in "
+            f"format={format!r} it does not. Nothing was written. {error}"
+        ) from error
+
+
+def _run_saved_model(model, path, inputs):
+    import tensorflow as tf
+
+    # Its variables live as long as this reference.
+    artefact = tf.saved_model.load(str(path))
+    return artefact.serve(inputs)
+
+
+def _run_litert(model, path, inputs):
+    outputs = _litert_interpreter(path).get_signature_runner()(**_named(model, inputs))
+    # Outputs without names of their own are numbered, and 10 must not precede 2.
+    numbered = [f"output_{i}" for i in range(len(outputs))]
+    if outputs.keys() == set(numbered):
+        return [outputs[name] for name in numbered]
+    return dict(outputs)
+
+
+def _run_onnx(model, path, inputs):
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        # What writes ONNX files can do without what runs them.
+        return None
+    return onnxruntime.InferenceSession(path).run(None, _named(model, inputs))
+
+
+def _named(model, inputs):
+    names = [tensor.name for tensor in model.inputs]
+    arrays = [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(inputs)]
+    return dict(zip(names, arrays, strict=True))
+
+
+def _run_keras(model, path, inputs):
+    # The file was written a moment ago from a model in memory: nothing to distrust.
+    reloaded = keras.saving.load_model(path, compile=False, safe_mode=False)
+    return reloaded(inputs, training=False)
+
+
+def _litert_interpreter(path):
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ModuleNotFoundError:
+        import tensorflow as tf
+
+        Interpreter = tf.lite.Interpreter
+    with warnings.catch_warnings():
+        # TensorFlow's own interpreter announces its move to ai_edge_litert.
+        warnings.simplefilter("ignore", UserWarning)
+        return Interpreter(model_path=str(path))
+
+
+_RUNNERS = {
+    "tf_saved_model": _run_saved_model,
+    "litert": _run_litert,
+    "onnx": _run_onnx,
+    "keras": _run_keras,
+}
