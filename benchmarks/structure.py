@@ -1,0 +1,216 @@
+"""What the structural engine promises, measured: one table, us beside the limit.
+
+    python benchmarks/structure.py [--models-dir DIR] [--only NAME ...]
+
+DIR holds CIFAR-10 networks as `.keras` files (resnet20*, resnet56*); what needs them is
+left out, and said so, where they are absent. Times are medians of interleaved rounds.
+"""
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import keras
+import numpy as np
+import published
+
+import tfprune
+from tfprune.surgery.compact import compact_unverified
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One claim: what was measured, and the limit it must keep."""
+
+    claim: str
+    measured: float
+    limit: float
+    unit: str
+    detail: str = ""
+    higher_is_better: bool = False
+
+    @property
+    def holds(self):
+        if self.higher_is_better:
+            return self.measured >= self.limit
+        return self.measured <= self.limit
+
+
+def interleave(functions, rounds, clock=time.perf_counter):
+    """Runs each function once a round; returns seconds, `(rounds, functions)`."""
+    order = np.random.default_rng(0)
+    seconds = np.empty((rounds, len(functions)))
+    for row in seconds:
+        for i in order.permutation(len(functions)):
+            start = clock()
+            functions[i]()
+            row[i] = clock() - start
+    return seconds
+
+
+def paired_ratio(seconds):
+    """The second column over the first: median of the rounds' ratios."""
+    return float(np.median(seconds[:, 1] / seconds[:, 0]))
+
+
+def trace(models):
+    """Trace and select: how long it takes to decide."""
+    for name, model in models("resnet56"):
+
+        def decide(model=model):
+            budget = tfprune.Budget(flops_reduction=0.5)
+            tfprune.select(tfprune.Graph(model), "magnitude", budget)
+
+        seconds = np.median(interleave([decide], rounds=7))
+        yield Row(f"trace and select, {name}", seconds, 0.3, "s")
+
+
+def compact(models):
+    """Compact, certificate apart, beside cloning the same model."""
+    for name, model in models("resnet56"):
+        graph = tfprune.Graph(model)
+        budget = tfprune.Budget(flops_reduction=0.5)
+        masks = tfprune.select(graph, "magnitude", budget)
+
+        def clone(model=model):
+            keras.models.clone_model(model).set_weights(model.get_weights())
+
+        def shrink(graph=graph, masks=masks):
+            compact_unverified(graph, masks)
+
+        seconds = interleave([clone, shrink], rounds=7)
+        detail = "{:.2f} s beside {:.2f} s".format(*np.median(seconds, 0)[::-1])
+        claim = f"compact / clone_model + set_weights, {name}"
+        yield Row(claim, paired_ratio(seconds), 1.3, "x", detail)
+
+
+def latency(models):
+    """Dense and compacted at half the multiply-accumulates."""
+    for name, model in models(""):
+        small = tfprune.prune(model, flops_reduction=0.5, scope="uniform")
+        yield _speedup(f"latency at -50 % MACs, {name}", model, small, 64, 1.3)
+
+
+def resnet50(models):
+    """The same for a network of ImageNet's size."""
+    model = keras.applications.ResNet50(weights=None, input_shape=(96, 96, 3))
+    small = tfprune.prune(model, flops_reduction=0.5, scope="uniform", multiple_of=8)
+    yield _speedup("latency at -50 % MACs, ResNet50 at 96 px", model, small, 8, 2.0)
+
+
+def _speedup(claim, model, small, batch_size, limit):
+    result = tfprune.benchmark({"dense": model, "small": small}, batch_size, rounds=40)
+    dense, pruned = (row.median for row in result.rows)
+    macs = tfprune.cost(small).macs / tfprune.cost(model).macs
+    detail = (
+        f"batch {batch_size}, {dense:.1f} to {pruned:.1f} ms, "
+        f"{1 - macs:.1%} fewer MACs, {result.threads}"
+    )
+    return Row(claim, result["small"].speedup, limit, "x", detail, True)
+
+
+def training(models):
+    """A training step with gates beside one without."""
+    for name, model in models("resnet20"):
+        generator = np.random.default_rng(0)
+        x = generator.uniform(0, 255, (128, 32, 32, 3)).astype("float32")
+        y = generator.integers(0, 10, 128)
+
+        def stepper(model, x=x, y=y):
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), loss)
+            return lambda: model.train_on_batch(x, y)
+
+        plain = keras.models.clone_model(model)
+        steps = [stepper(plain), stepper(tfprune.prune_wrap(model))]
+        interleave(steps, rounds=2)
+        for clock in (time.process_time, time.perf_counter):
+            seconds = interleave(steps, rounds=15, clock=clock)
+            detail = "batch 128, {:.0f} and {:.0f} ms".format(
+                *1e3 * np.median(seconds, 0)
+            )
+            which = "CPU time" if clock is time.process_time else "wall time"
+            claim = f"step with gates / without, {name}, {which}"
+            yield Row(claim, paired_ratio(seconds), 1.05, "x", detail)
+
+
+def imports(models):
+    """`import tfprune` beside `import keras`, each in a process of its own."""
+
+    def importing(package):
+        command = [sys.executable, "-c", f"import {package}"]
+        return lambda: subprocess.run(command, check=True, capture_output=True)
+
+    runs = [importing("keras"), importing("tfprune")]
+    interleave(runs, rounds=1)
+    seconds = interleave(runs, rounds=7)
+    detail = "{:.2f} s beside {:.2f} s".format(*np.median(seconds, 0)[::-1])
+    claim = "import tfprune / import keras"
+    yield Row(claim, paired_ratio(seconds), 1.15, "x", detail)
+
+
+MEASUREMENTS = {
+    f.__name__: f for f in (trace, compact, latency, resnet50, training, imports)
+}
+
+
+def loader(directory):
+    """Returns a function from the beginning of a file's name to (name, model) pairs."""
+
+    def models(prefix):
+        paths = sorted(Path(directory).glob(f"{prefix}*.keras"))
+        if not paths:
+            print(f"left out: no {prefix}*.keras in {directory}", file=sys.stderr)
+        for path in paths:
+            yield path.stem, keras.saving.load_model(path, compile=False)
+
+    return models
+
+
+def table(rows):
+    from rich import box
+    from rich.table import Table
+
+    result = Table(title="tfprune, structural engine", box=box.SIMPLE_HEAD)
+    for column in ("claim", "measured", "limit", "holds", "detail"):
+        numeric = column in ("measured", "limit")
+        result.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        sign = ">=" if row.higher_is_better else "<="
+        result.add_row(
+            row.claim,
+            f"{row.measured:.2f} {row.unit}",
+            f"{sign} {row.limit:.2f} {row.unit}",
+            "yes" if row.holds else "NO",
+            row.detail,
+        )
+    return result
+
+
+def main(arguments=None):
+    from rich.console import Console
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models-dir", default="../shared/models")
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted(MEASUREMENTS), default=list(MEASUREMENTS)
+    )
+    options = parser.parse_args(arguments)
+    models = loader(options.models_dir)
+    rows = [row for name in options.only for row in MEASUREMENTS[name](models)]
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    console.print(table(rows))
+    console.print(published.table("ResNet-56"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The examples and benchmarks run, in reduced form."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tfprune import reports
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class NoProgress:
+    def add_task(self, description, total):
+        return 0
+
+    def advance(self, task):
+        pass
+
+    def update(self, task, description):
+        pass
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load("examples/demo.py")
+
+
+def test_demo(demo, tmp_path):
+    settings = demo.Settings(
+        limit=128, epochs=(1, 2, 1), widths=(8, 16), rounds=3, output=tmp_path / "demo"
+    )
+    result = demo.run(settings, NoProgress())
+    assert result.after.macs <= 0.4 * result.before.macs
+    assert result.after.params < result.before.params
+    assert result.difference < 1e-4
+    assert sorted(p.name for p in settings.output.iterdir()) == ["dense", "pruned"]
+    assert tf.saved_model.load(str(settings.output / "pruned")).serve
+
+
+def test_demo_fails_loudly(demo):
+    @dataclasses.dataclass
+    class Latency:
+        speedup: float
+
+    before = reports.Measurements(100, 1000, 100, 2.0, 0.99)
+    good = reports.Measurements(40, 400, 40, 1.0, 0.98)
+    settings = demo.Settings()
+    result = demo.Result(before, good, {"pruned": Latency(1.5)}, 1e-6)
+    assert demo.failures(result, settings) == []
+    bad = {
+        "FLOPs": {"after": dataclasses.replace(good, macs=401)},
+        "accuracy": {"after": dataclasses.replace(good, accuracy=0.969)},
+        "faster": {"latency": {"pruned": Latency(1.29)}},
+        "differ": {"difference": 1e-3},
+    }
+    for word, change in bad.items():
+        (sentence,) = demo.failures(dataclasses.replace(result, **change), settings)
+        assert word in sentence
+
+
+def test_demo_notices_another_network(demo, tmp_path, images):
+    # A SavedModel of another network must be noticed.
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    other = keras.Sequential([*model.layers, keras.layers.Rescaling(2.0)])
+    other.build((None, 8, 8, 3))
+    other.export(tmp_path / "other", verbose=False)
+    assert demo.reload_elsewhere(model, tmp_path / "other", images[0]) > 0.5
+
+
+def test_demo_says_why_the_saved_model_does_not_run(demo, tmp_path, images):
+    with pytest.raises(RuntimeError, match="does not run alone(.|\n)*SavedModel"):
+        demo.reload_elsewhere(None, tmp_path / "none", images[0])
+
+
+def test_demo_digits(demo):
+    (train_x, _), (test_x, test_y) = demo.load_data(demo.Settings())
+    assert train_x.shape == (1347, 8, 8, 1)
+    assert test_x.shape == (450, 8, 8, 1)
+    assert train_x.min() == 0 and train_x.max() == 1
+    assert set(test_y) == set(range(10))
+
+
+def test_quickstart(tmp_path, capsys):
+    model, small = load("examples/quickstart.py").main(1, tmp_path / "small")
+    assert small.count_params() < model.count_params()
+    assert (tmp_path / "small" / "saved_model.pb").is_file()
+    assert "pruned" in capsys.readouterr().out
+
+
+def test_published_numbers_are_complete():
+    rows = json.loads((ROOT / "benchmarks/published.json").read_text())
+    required = {"paper", "network", "dataset", "method", "baseline", "pruned"}
+    required |= {"metric", "flops_reduction", "source"}
+    for row in rows:
+        assert required <= row.keys() and row.keys() <= required | {"note"}
+        assert row["source"] and isinstance(row["pruned"], float | int)
+        assert row["flops_reduction"] is None or 0 < row["flops_reduction"] < 1
+        assert row["flops_reduction"] is not None or row["note"]
+    (ours,) = (
+        row
+        for row in rows
+        if (row["network"], row["method"]) == ("ResNet-56", "Polarization")
+        and row["flops_reduction"] == 0.71
+    )
+    assert (ours["baseline"], ours["pruned"]) == (93.80, 92.63)
+
+
+def test_published_table():
+    published = load("benchmarks/published.py")
+    table = published.table("ResNet-56")
+    assert table.row_count == len(published.rows("ResNet-56")) > 20
+    with pytest.raises(ValueError, match="ResNet-18, ResNet-50, ResNet-56"):
+        published.table("ResNet-9")
+
+
+def test_structure_rows_and_missing_models(tmp_path, capsys):
+    structure = load("benchmarks/structure.py")
+    rows = [
+        structure.Row("time", 0.2, 0.3, "s"),
+        structure.Row("speed", 1.2, 1.3, "x", higher_is_better=True),
+    ]
+    assert [row.holds for row in rows] == [True, False]
+    assert structure.table(rows).row_count == 2
+    assert list(structure.trace(structure.loader(tmp_path))) == []
+    assert "left out: no resnet56*.keras" in capsys.readouterr().err
