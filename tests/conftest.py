@@ -4,10 +4,10 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from keras import layers  # noqa: E402
+import keras
+import numpy as np
+import pytest
+from keras import layers
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +63,7 @@ def images():
 
 
 def _conv_bn(x, width, name, strides=1, activation="relu"):
-    x = layers.Conv2D(
-        width, 3, strides, "same", use_bias=False, name=f"{name}_conv"
-    )(x)
+    x = layers.Conv2D(width, 3, strides, "same", use_bias=False, name=f"{name}_conv")(x)
     x = layers.BatchNormalization(name=f"{name}_bn")(x)
     return layers.Activation(activation, name=f"{name}_act")(x) if activation else x
 

@@ -1,6 +1,7 @@
 """Schedules, with numbers to check by eye."""
 
 import dataclasses
+import itertools
 import time
 
 import pytest
@@ -75,7 +76,7 @@ def test_last_update_brings_the_whole_budget_whatever_the_frequency(
 def test_contract(schedule, total_steps):
     updates = schedule.updates(total_steps)
     assert updates[-1].fraction == 1.0
-    assert all(a.step < b.step for a, b in zip(updates, updates[1:], strict=False))
+    assert all(a.step < b.step for a, b in itertools.pairwise(updates))
     assert all(0 < update.fraction <= 1 for update in updates)
     assert all(0 <= update.step <= total_steps for update in updates)
     assert all(type(update.step) is int for update in updates)

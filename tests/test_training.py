@@ -90,9 +90,7 @@ def test_steps_beyond_the_epoch_do_not_move_the_origin():
     tf = pytest.importorskip("tensorflow")
     data = tf.data.Dataset.from_tensors((X, Y)).repeat()
     model = compiled(steps_per_execution=3)
-    callback = probe(
-        model, data, None, batch_size=None, steps_per_epoch=8, epochs=3
-    )
+    callback = probe(model, data, None, batch_size=None, steps_per_epoch=8, epochs=3)
     assert int(model.optimizer.iterations) == 27
     assert callback.origins == [0, 0, 0]
 

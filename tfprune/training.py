@@ -8,6 +8,8 @@ uninterrupted one does.
 import itertools
 import weakref
 
+import keras
+
 # model -> the tfprune callbacks that were given it. Weak on both sides: a callback
 # holds its model, so a strong reference to it would keep the model alive for ever.
 _announced = weakref.WeakKeyDictionary()
@@ -32,7 +34,8 @@ def siblings(callback):
 
 def iterations(model):
     """Returns the number of optimizer steps that `model` has taken, as an int."""
-    return int(model.optimizer.iterations)
+    # `int` alone cannot read a variable that is mirrored on several devices.
+    return int(model.optimizer.iterations.numpy())
 
 
 def total_steps(model, params):
@@ -74,9 +77,7 @@ def origin(model, params, epoch):
 
 def skips_steps(model):
     """Whether the optimizer may leave a batch out without counting it."""
-    from keras.optimizers import LossScaleOptimizer
-
-    return isinstance(model.optimizer, LossScaleOptimizer)
+    return isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def simulate(schedule, steps):

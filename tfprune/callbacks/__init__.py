@@ -1,0 +1,4 @@
+"""Callbacks: what changes masks during `fit`."""
+
+from tfprune.callbacks.preflight import Preflight as Preflight
+from tfprune.callbacks.prune_to_budget import PruneToBudget as PruneToBudget
