@@ -1,0 +1,122 @@
+"""What has to hold for every model and every choice of masks."""
+
+import hashlib
+
+import checker
+import numpy as np
+
+import tfprune
+from tfprune.surgery import has_gates, set_masks
+
+
+def fingerprint(model) -> dict:
+    """Everything of a model that a function must leave as it was."""
+    digest = hashlib.sha256()
+    for variable in model.variables:
+        digest.update(variable.numpy().tobytes())
+    layers = list(model._flatten_layers())
+    return {
+        "weights": digest.hexdigest(),
+        "variables": [id(variable) for variable in model.variables],
+        "nodes": [len(layer._inbound_nodes) for layer in layers],
+        "readers": [len(layer._outbound_nodes) for layer in layers],
+        "trainable": [layer.trainable for layer in layers],
+        "constraints": [id(v.constraint) for v in model.variables],
+        "compiled": (model.compiled, id(getattr(model, "optimizer", None))),
+        "names": [layer.name for layer in layers],
+    }
+
+
+def random_masks(graph, fraction=0.5, seed=0) -> tfprune.Masks:
+    """Drops this fraction of every group, at random."""
+    importance = tfprune.importances.Random(seed)
+    return tfprune.select(graph, importance, scope={"*": fraction})
+
+
+def check_all(model, masks=None, tolerance=1e-5, size=16, wrap=True):
+    """Runs every invariant of a model; returns its graph, the masks and the result."""
+    before = fingerprint(model)
+    graph = tfprune.Graph(model)
+    masks = random_masks(graph) if masks is None else masks
+    small = tfprune.compact(model, masks)
+    inputs = checker.make_inputs(model, size=size)
+    checker.check_slices(model, small, inputs, tolerance)
+    check_costs(model, small, masks)
+    masked = check_masked(model, small, masks, inputs, tolerance)
+    if wrap:
+        check_wrapped(model, masked, masks, inputs, tolerance)
+    assert fingerprint(model) == before, "the original was changed"
+    return graph, masks, small
+
+
+def check_costs(model, small, masks) -> None:
+    promised, real = tfprune.cost(model, masks), tfprune.cost(small)
+    assert promised == real
+    for one, other in zip(promised.layers, real.layers, strict=True):
+        assert one == other
+    assert real.params == small.count_params()
+    assert promised.params < tfprune.cost(model).params
+
+
+def check_masked(model, small, masks, inputs, tolerance):
+    """`apply_masks` zeroes what `compact` removes, and nothing else."""
+    masked = tfprune.apply_masks(model, masks)
+    kept = checker.kept_indices(model, small)
+    twins = checker.layers_by_path(masked)
+    for path, layer in checker.layers_by_path(model).items():
+        for number, (old, new) in enumerate(
+            zip(layer.variables, twins[path].variables, strict=True)
+        ):
+            expected = np.array(old.numpy())
+            stays = np.zeros(expected.shape, bool)
+            stays[np.ix_(*kept[path, number])] = True
+            if not stays.all():
+                expected[~stays] = 0
+            assert np.array_equal(new.numpy(), expected), (path, old.name)
+    expected = checker.outputs_of(masked, inputs)
+    assert checker.relative_error(expected, checker.outputs_of(small, inputs)) <= tolerance
+    assert same_masks(model, tfprune.read_masks(masked), masks)
+    return masked
+
+
+def same_masks(model, received, masks) -> bool:
+    """Whether masks read back are those written, and what was dead all along."""
+    dead = tfprune.read_masks(model)
+    assert received.keys() == masks.keys() == dead.keys()
+    for name, mask in masks.items():
+        both = mask & dead[name]
+        if not np.array_equal(received[name], both if both.any() else dead[name]):
+            return False
+    return True
+
+
+def check_wrapped(model, masked, masks, inputs, tolerance):
+    """Gates change nothing when open, and are `apply_masks` when closed."""
+    graph = tfprune.Graph(model)
+    dense = checker.outputs_of(model, inputs)
+    wrapped = tfprune.prune_wrap(model)
+    assert has_gates(wrapped)
+    assert checker.relative_error(dense, checker.outputs_of(wrapped, inputs)) <= tolerance
+    gated = tfprune.Graph(wrapped)
+    assert _groups(gated) == _groups(graph)
+    assert gated.locked.keys() == graph.locked.keys()
+    assert tfprune.cost(gated) == tfprune.cost(graph)
+    assert tfprune.cost(gated, masks) == tfprune.cost(graph, masks)
+    set_masks(gated, masks)
+    expected = checker.outputs_of(masked, inputs)
+    closed = checker.outputs_of(wrapped, inputs)
+    assert checker.relative_error(expected, closed) <= tolerance
+    assert same_masks(model, tfprune.read_masks(wrapped), masks)
+    stripped = tfprune.strip(wrapped)
+    assert not has_gates(stripped)
+    received = checker.outputs_of(stripped, inputs)
+    assert checker.relative_error(closed, received) <= tolerance
+    small = tfprune.compact(wrapped)
+    assert checker.relative_error(closed, checker.outputs_of(small, inputs)) <= tolerance
+    # Channels that were zero before, such as padding, go as well.
+    assert tfprune.cost(small) == tfprune.cost(graph, tfprune.read_masks(wrapped))
+    return wrapped
+
+
+def _groups(graph) -> list:
+    return [(group.name, group.size) for group in graph.groups]
