@@ -22,6 +22,7 @@ import numpy as np
 import published
 
 import tfprune
+from tfprune import benchmarking
 from tfprune.surgery.compact import compact_unverified
 
 
@@ -75,15 +76,14 @@ def trace(models):
 def compact(models):
     """Compact, certificate apart, beside cloning the same model."""
     for name, model in models("resnet56"):
-        graph = tfprune.Graph(model)
         budget = tfprune.Budget(flops_reduction=0.5)
-        masks = tfprune.select(graph, "magnitude", budget)
+        masks = tfprune.select(tfprune.Graph(model), "magnitude", budget)
 
         def clone(model=model):
             keras.models.clone_model(model).set_weights(model.get_weights())
 
-        def shrink(graph=graph, masks=masks):
-            compact_unverified(graph, masks)
+        def shrink(model=model, masks=masks):
+            compact_unverified(tfprune.Graph(model), masks)
 
         seconds = interleave([clone, shrink], rounds=7)
         detail = "{:.2f} s beside {:.2f} s".format(*np.median(seconds, 0)[::-1])
@@ -110,8 +110,7 @@ def _speedup(claim, model, small, batch_size, limit):
     dense, pruned = (row.median for row in result.rows)
     macs = tfprune.cost(small).macs / tfprune.cost(model).macs
     detail = (
-        f"batch {batch_size}, {dense:.1f} to {pruned:.1f} ms, "
-        f"{1 - macs:.1%} fewer MACs, {result.threads}"
+        f"batch {batch_size}, {dense:.1f} to {pruned:.1f} ms, {1 - macs:.1%} fewer MACs"
     )
     return Row(claim, result["small"].speedup, limit, "x", detail, True)
 
@@ -178,7 +177,12 @@ def table(rows):
     from rich import box
     from rich.table import Table
 
-    result = Table(title="tfprune, structural engine", box=box.SIMPLE_HEAD)
+    result = Table(
+        title="tfprune, structural engine",
+        caption=benchmarking.describe_threads(),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for column in ("claim", "measured", "limit", "holds", "detail"):
         numeric = column in ("measured", "limit")
         result.add_column(column, justify="right" if numeric else "left")

@@ -113,7 +113,7 @@ def benchmark(models, batch_size=1, rounds=30, warmup=3, seed=0, inputs=None):
         _summarize(list(models), _measure(passes, rounds, seed)),
         batch_size,
         rounds,
-        _threads(),
+        describe_threads(),
     )
 
 
@@ -172,7 +172,8 @@ def _summarize(names, seconds):
     return tuple(Latency(name, *map(float, values)) for name, *values in columns)
 
 
-def _threads():
+def describe_threads():
+    """Returns the cores and TensorFlow threads of this process, as text."""
     import tensorflow as tf
 
     # The cores this process may use, where the system can tell.
