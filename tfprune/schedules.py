@@ -179,7 +179,7 @@ def _ramp(schedule, total_steps, shape):
     _check_end(schedule, end, total_steps)
     frequency = _interval(schedule.frequency, total_steps)
     steps = np.arange(begin + frequency, end, frequency)
-    fractions = shape((steps - begin) / max(end - begin, 1))
+    fractions = shape((steps - begin) / (end - begin))
     early = map(Update, steps.tolist(), fractions.tolist())
     return (*early, Update(end, 1.0))
 

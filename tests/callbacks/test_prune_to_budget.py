@@ -118,23 +118,25 @@ def test_other_budgets_are_met(make_vgg, images, name):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "batch_size", "arguments"),
+    ("schedule", "batch_size", "steps_per_execution"),
     [
-        (Polynomial(0, 7, frequency=100), 5, {"epochs": 1}),
-        (Polynomial(0, 1.0, frequency=3), 5, {"epochs": 1}),
-        (Periodic(3, 8, frequency=5), 4, {"epochs": 1}),
-        (OneShot(1.0), 4, {"epochs": 1}),
-        (OneShot(0), 4, {"epochs": 1}),
-        (Constant(frequency=3), 4, {"epochs": 1}),
+        # Batches of 5 make 7 steps, batches of 4 make 8.
+        (Polynomial(0, 7, frequency=100), 5, 1),
+        (Polynomial(0, 7, frequency=100), 5, 3),
+        (Polynomial(0, 1.0, frequency=3), 4, 3),
+        (Periodic(3, 8, frequency=5), 4, 1),
+        (Periodic(3, 8, frequency=5), 4, 3),
+        (OneShot(1.0), 4, 3),
+        (OneShot(0), 4, 1),
+        (Constant(frequency=3), 4, 3),
     ],
 )
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
 def test_budget_is_met_whatever_the_step_counts(
-    make_vgg, images, schedule, batch_size, arguments, steps_per_execution
+    make_vgg, images, schedule, batch_size, steps_per_execution
 ):
     model = wrapped(make_vgg((4,)), steps_per_execution=steps_per_execution)
     prune = PruneToBudget("magnitude", HALF, schedule)
-    train(model, images, prune, batch_size=batch_size, **arguments)
+    train(model, images, prune, batch_size=batch_size, epochs=1)
     assert flops_reduction(model) >= 0.5
 
 
@@ -188,6 +190,23 @@ def test_scope_is_passed_on(make_vgg, images):
     assert [mask.sum() for mask in read_masks(model).values()] == [4, 4]
 
 
+def test_scope_of_fractions_is_scaled_to_the_budget(make_vgg, images):
+    model = wrapped(make_vgg((8, 8)))
+    prune = PruneToBudget("magnitude", Budget(sparsity=0.25), scope={"conv2": 0.9})
+    train(model, images, prune)
+    assert [mask.sum() for mask in read_masks(model).values()] == [8, 4]
+
+
+def test_partly_gated_model_is_pruned_where_it_has_gates(make_vgg, images):
+    model = prune_wrap(make_vgg((8, 8)), layers=["conv2"])
+    model.compile("sgd", LOSS)
+    with pytest.raises(ValueError, match="without gates: conv1"):
+        train(model, images, PruneToBudget("magnitude", Budget(sparsity=0.25)))
+    prune = PruneToBudget("magnitude", Budget(sparsity=0.25), scope={"conv2": 0.9})
+    train(model, images, prune)
+    assert [mask.sum() for mask in read_masks(model).values()] == [8, 4]
+
+
 # The time of updates.
 
 
@@ -202,6 +221,14 @@ def test_masks_change_when_the_schedule_says(
     prune = PruneToBudget("magnitude", HALF, Periodic(0, 6, frequency=2))
     train(model, images, prune, recorder, epochs=2)
     assert recorder.changes() == changes
+
+
+def test_steps_of_earlier_training_do_not_count(make_vgg, images):
+    model, recorder = wrapped(make_vgg()), Recorder()
+    train(model, images, epochs=1)
+    prune = PruneToBudget("magnitude", HALF, Periodic(0, 6, frequency=3))
+    train(model, images, prune, recorder, epochs=1)
+    assert recorder.changes() == [8 + 3, 8 + 6]
 
 
 def test_no_update_traces_the_model_again(make_vgg, images):
@@ -228,7 +255,11 @@ def test_no_update_traces_the_model_again(make_vgg, images):
 
 @pytest.mark.parametrize(
     ("schedule", "is_first"),
-    [(Polynomial(), True), (Periodic(0, 0.5, 8), False), (Constant(3, 5), True)],
+    [
+        (Polynomial(0, 20, frequency=3), True),
+        (Periodic(0, 1.0, frequency=8), False),
+        (Constant(begin=3, frequency=5), True),
+    ],
 )
 def test_resumed_training_equals_uninterrupted_training(
     make_residual, images, tmp_path, schedule, is_first

@@ -27,7 +27,9 @@ class PruneToBudget(keras.callbacks.Callback):
 
     The callback carries no state: what is due follows from `optimizer.iterations`,
     and the masks live in the model. Training that is interrupted and resumed with
-    `initial_epoch` (or by `BackupAndRestore`) goes on as if it had not been.
+    `initial_epoch` (or by `BackupAndRestore`) goes on as if it had not been. A run
+    from epoch 0 begins the schedule anew, and its first update opens gates that an
+    earlier run closed.
 
     Every epoch's logs receive `"flops_reduction"` and `"sparsity"`, the fractions
     of the multiply-accumulates and of the units that the gates remove. List this
@@ -200,10 +202,10 @@ class PruneToBudget(keras.callbacks.Callback):
 
     def _removed(self, masks):
         """The fractions that `masks` remove, under the names `Budget` gives them."""
-        left = cost(self._graph, masks)
+        left, whole = cost(self._graph, masks), self._dense
         return {
-            "flops_reduction": 1 - left.macs / self._dense.macs,
-            "params_reduction": 1 - left.params / self._dense.params,
+            "flops_reduction": 1 - left.macs / max(whole.macs, 1),
+            "params_reduction": 1 - left.params / whole.params,
             "sparsity": 1 - masks.density(),
         }
 
