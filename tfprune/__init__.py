@@ -1,7 +1,9 @@
 """tfprune: pruning for Keras 3 that makes models really smaller and really faster."""
 
-from tfprune import constraints, importances, layers
+from tfprune import callbacks, constraints, importances, layers, schedules
+from tfprune.benchmarking import benchmark
 from tfprune.costs import cost
+from tfprune.exporting import export
 from tfprune.graph import Graph, Group, register_rule
 from tfprune.masks import Masks
 from tfprune.pruning import prune
@@ -16,15 +18,19 @@ __all__ = [
     "Group",
     "Masks",
     "apply_masks",
+    "benchmark",
+    "callbacks",
     "compact",
     "constraints",
     "cost",
+    "export",
     "importances",
     "layers",
     "prune",
     "prune_wrap",
     "read_masks",
     "register_rule",
+    "schedules",
     "select",
     "strip",
 ]

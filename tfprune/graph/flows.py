@@ -27,14 +27,16 @@ def elementwise(call: Call, *operands, absorbing: bool = False, function=None):
         for axis in range(1 - len(out.shape), 0)
         if out.shape[axis] != 1
     }
+    result = Tensor(out.shape).with_labels(labels)
     if absorbing and all(isinstance(each, Tensor) for each in operands):
-        call.zeros = lambda *zeros: _combine(np.logical_or, zeros)
+        logical = np.logical_or
+    elif keeps_zero(function or call.operation.call, *operands):
+        logical = np.logical_and
     else:
-        function = function or call.operation.call
-        call.zeros = lambda *zeros: (
-            _combine(np.logical_and, zeros) if keeps_zero(function, *operands) else None
-        )
-    return Tensor(out.shape).with_labels(labels)
+        return result
+    tensors = [each for each in operands if isinstance(each, Tensor)]
+    call.zeros = lambda *zeros: _combine(logical, result, tensors, zeros)
+    return result
 
 
 def _tie_axis(call: Call, operands, axis: int, size: int):
@@ -48,13 +50,26 @@ def _tie_axis(call: Call, operands, axis: int, size: int):
     return call.tie(*partners)
 
 
-def _combine(logical, zeros):
-    """Joins what is known of several operands; one without channels knows nothing."""
-    known = [each for each in zeros if each is not None]
-    if len(known) < len(zeros) and logical is np.logical_and:
+def _combine(logical, out: Tensor, tensors, zeros):
+    """Joins what is known of several operands along the channels of the result."""
+    known = [
+        each
+        for x, each in zip(tensors, zeros, strict=True)
+        if each is not None and _from_right(x) == _from_right(out)
+    ]
+    if not known or (len(known) < len(zeros) and logical is np.logical_and):
         return None
-    sizes = {len(each) for each in known}
-    return logical.reduce(known) if len(sizes) == 1 else None
+    return logical.reduce(known)
+
+
+def _from_right(x: Tensor) -> int | None:
+    return None if x.channel_axis is None else x.channel_axis - len(x.shape)
+
+
+def along(x: Tensor, axis: int, function):
+    """Returns `function` for zeros along `axis` of `x`; it gets None for another."""
+    matches = x.channel_axis == axis % len(x.shape)
+    return lambda zeros: function(zeros if matches else None)
 
 
 def keeps_zero(function, *operands) -> bool:
@@ -79,7 +94,7 @@ def channelwise(call: Call, x: Tensor, axis: int, out_axis: int | None = None):
     axis %= len(x.shape)
     out_axis = axis if out_axis is None else out_axis
     call.lock_all(x, f"mixed by {call.path!r}", but=axis)
-    call.zeros = lambda zeros: zeros
+    call.zeros = along(x, axis, lambda zeros: zeros)
     out = call.outputs[0]
     return Tensor(out.shape).with_labels({out_axis: x.labels[axis]})
 
@@ -161,27 +176,30 @@ def _positions(x: Tensor, axis: int, function) -> list[np.ndarray]:
 
 def _place(call: Call, labels, positions: np.ndarray, placed: dict) -> None:
     """Finds the output axis that positions vary along and puts the labels there."""
-    if not np.any(positions != positions.flat[0]):
+    varies = [axis for axis in range(positions.ndim) if _varies(positions, axis)]
+    if not varies:
         # One channel was picked out: it can no longer be told apart from others.
         call.lock(labels, f"picked one by one in {call.path!r}")
         return
-    varies = [
-        axis
-        for axis in range(positions.ndim)
-        if np.any(positions != np.take(positions, [0], axis))
-    ]
     main = max(varies, key=lambda axis: positions.shape[axis])
     if main == 0 or main in placed:
         call.lock(labels, f"merged with other axes in {call.path!r}")
         return
     rows = np.moveaxis(positions, main, -1).reshape(-1, positions.shape[main])
-    rows = np.unique(rows, axis=0)
+    rows = np.unique(rows[(rows >= 0).any(axis=1)], axis=0)
     index = rows[0]
     moved = _labels_at(call, labels, index)
     # A channel axis split in two: what shares a place on the longer part is tied.
     for row in rows[1:]:
         call.tie(moved, _labels_at(call, labels, row))
     placed[main] = (moved, index)
+
+
+def _varies(positions: np.ndarray, axis: int) -> bool:
+    """Returns whether positions change along an axis; made-up entries do not count."""
+    largest = positions.max(axis)
+    smallest = np.where(positions < 0, np.iinfo(np.int32).max, positions).min(axis)
+    return bool((largest > smallest).any())
 
 
 def _labels_at(call: Call, labels, index):

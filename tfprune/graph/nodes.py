@@ -3,17 +3,21 @@
 import copy
 
 import keras
-from keras.src.models.functional import Functional
+from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.ops.operation import Operation
 from keras.src.saving.serialization_lib import ObjectSharingScope
 from keras.src.tree import tree_api as tree
+
+from tfprune.layers import SwapWrapper
 
 __all__ = [
     "Functional",
     "Operation",
     "as_functional",
+    "class_for_copies",
     "copy_operation",
     "fill_in",
+    "flatten_layers",
     "input_layer_of",
     "input_structure",
     "nodes_in_order",
@@ -76,6 +80,23 @@ def input_structure(functional: Functional):
 
 def output_structure(functional: Functional):
     return functional._outputs_struct
+
+
+def class_for_copies(model) -> type:
+    """Returns the class to rebuild a functional model as: its own where that works.
+
+    A subclass with a `train_step` of its own stays itself, as in `clone_model`, if
+    its constructor takes inputs and outputs.
+    """
+    own = type(model)
+    return own if functional_like_constructor(own) else keras.Model
+
+
+def flatten_layers(layer) -> list:
+    """Returns a layer and all layers inside it; a gate counts as the layer it wraps."""
+    if isinstance(layer, SwapWrapper):
+        return flatten_layers(layer.layer)
+    return list(layer._flatten_layers())
 
 
 def input_layer_of(keras_tensor):

@@ -42,7 +42,7 @@ def register_rule(*types: type, sizes: Mapping | None = None) -> Callable:
     ```python
     @tfprune.register_rule(MyDense, sizes={"units": ("kernel", -1)})
     def my_dense(call, x):
-        call.read(call.operation.kernel, 0, x.labels[-1], x)
+        call.read(call.operation.kernel, 0, x, -1)
         return call.outputs[0].with_labels({-1: call.make(call.operation.kernel, 1)})
     ```
     """

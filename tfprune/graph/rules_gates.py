@@ -2,24 +2,25 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from tfprune.graph.flows import keeps_zero
 from tfprune.graph.registry import find_rule, register_rule
-from tfprune.graph.trace import Call
+from tfprune.graph.trace import Binding, Call
 from tfprune.layers import ChannelGate
 
 
 @register_rule(ChannelGate)
 def channel_gate(call: Call, *args, **kwargs):
     gate = call.operation
-    call.operation = gate.layer
     out = find_rule(gate.layer).trace(call, *args, **kwargs)
-    call.operation = gate
     if out is None:
         return None
     if gate.input_mask is not None:
+        mask = gate.input_mask.mask
         read = call.reads[-1]
-        call.bind(gate.input_mask.mask, 0, read.labels)
-        call.reads[-1] = replace(read, closed=lambda: ~gate.input_mask.mask.numpy())
+        call.trace.bind(Binding(call.path, mask, 0, read.labels, read=True))
+        call.reads[-1] = replace(read, closed=lambda: ~mask.numpy())
     if gate.output_mask is not None:
         labels = out.labels[out.channel_axis] if out.labeled_axes else None
         for variable in (gate.output_mask.mask, gate.base, gate.gate):
@@ -33,8 +34,9 @@ def channel_gate(call: Call, *args, **kwargs):
 def _gate_zeros(gate: ChannelGate, inner, zeros):
     """A channel is zero where the gate is closed, or where the layer makes it so."""
     if gate.input_mask is not None:
+        # A grouped kernel reads every group with the same rows.
         closed = ~gate.input_mask.mask.numpy()
-        zeros = closed if zeros is None else closed | zeros
+        zeros = None if zeros is None else np.resize(closed, zeros.shape) | zeros
     found = None if inner is None else inner(zeros)
     activation = getattr(gate.layer, "activation", None)
     if gate.output_mask is None or not (activation is None or keeps_zero(activation)):

@@ -3,9 +3,9 @@
 import numpy as np
 from keras import layers
 
-from tfprune.graph.flows import is_elementwise, keeps_zero
+from tfprune.graph.flows import along, is_elementwise, keeps_zero
 from tfprune.graph.registry import register_rule
-from tfprune.graph.trace import Call, Tensor
+from tfprune.graph.trace import Binding, Call, Tensor
 
 
 def channel_axis(layer, rank: int) -> int:
@@ -28,43 +28,48 @@ def _is_quantized(layer) -> bool:
     )
 
 
-def _fused_activation_keeps_zero(layer) -> bool:
-    activation = layer.activation
-    return activation is None or keeps_zero(activation)
-
-
-def _check_activation(call: Call, labels) -> None:
-    activation = call.operation.activation
-    if activation is not None and not is_elementwise(activation):
-        call.lock(labels, f"mixed by the activation of {call.path!r}")
-
-
 def _contract(call: Call, x: Tensor, kernel, in_axis, out_axis, axis, places):
     """Reads x's channels with one axis of `kernel` and makes those of another."""
-    layer = call.operation
-    call.read(kernel, in_axis, x.labels[axis], x)
+    layer = call.layer
+    call.read(kernel, in_axis, x, axis)
     made = call.make(kernel, out_axis)
-    if layer.bias is not None:
-        call.bind(layer.bias, 0, made)
-    call.count_macs(kernel, places)
-    _check_activation(call, made)
-    call.zeros = lambda zeros: _contraction_zeros(layer, kernel, in_axis, out_axis, zeros)
+    _finish(call, kernel, made, places)
+    call.zeros = along(
+        x, axis, lambda zeros: _unmade(layer, _links(kernel, in_axis, out_axis), zeros)
+    )
     return made
 
 
-def _contraction_zeros(layer, kernel, in_axis, out_axis, zeros):
-    if not _fused_activation_keeps_zero(layer):
+def _finish(call: Call, kernel, made, places) -> None:
+    """What all contractions do with the channels they make."""
+    layer = call.layer
+    if layer.bias is not None:
+        call.bind(layer.bias, 0, made)
+    call.count_macs(kernel, places)
+    if layer.activation is not None and not is_elementwise(layer.activation):
+        call.lock(made, f"mixed by the activation of {call.path!r}")
+
+
+def _links(kernel, in_axis: int, out_axis: int) -> np.ndarray:
+    """Returns the bool matrix (in, out) of the channels that a kernel connects."""
+    nonzero = np.moveaxis(kernel.numpy() != 0, (in_axis, out_axis), (-2, -1))
+    return nonzero.reshape(-1, *nonzero.shape[-2:]).any(axis=0)
+
+
+def _unmade(layer, links: np.ndarray, zeros, groups: int = 1):
+    """Returns which outputs are exactly zero: without live inputs and without bias."""
+    if not (layer.activation is None or keeps_zero(layer.activation)):
         return None
-    used = np.moveaxis(kernel.numpy() != 0, (in_axis, out_axis), (0, -1))
+    links = links.reshape(len(links), groups, -1)
     if zeros is not None:
-        used = used[~zeros]
-    unused = ~used.reshape(-1, used.shape[-1]).any(axis=0)
-    return unused if layer.bias is None else unused & (layer.bias.numpy() == 0)
+        links = links & ~zeros.reshape(groups, -1).T[:, :, None]
+    unmade = ~links.any(axis=0).ravel()
+    return unmade if layer.bias is None else unmade & (layer.bias.numpy() == 0)
 
 
 @register_rule(layers.Dense, sizes={"units": ("kernel", -1)})
 def dense(call: Call, x: Tensor):
-    layer, out = call.operation, call.outputs[0]
+    layer, out = call.layer, call.outputs[0]
     if _is_quantized(layer):
         return None
     made = _contract(call, x, layer.kernel, 0, 1, -1, positions(out, -1))
@@ -75,7 +80,7 @@ def dense(call: Call, x: Tensor):
     layers.Conv1D, layers.Conv2D, layers.Conv3D, sizes={"filters": ("kernel", -1)}
 )
 def conv(call: Call, x: Tensor):
-    layer, out = call.operation, call.outputs[0]
+    layer, out = call.layer, call.outputs[0]
     if _is_quantized(layer):
         return None
     axis = channel_axis(layer, len(x.shape))
@@ -87,11 +92,9 @@ def conv(call: Call, x: Tensor):
 
 def _contract_groups(call: Call, x: Tensor, kernel, in_axis, out_axis, axis, places):
     """A grouped convolution: many small groups go as a whole, few large ones thin."""
-    layer = call.operation
+    layer = call.layer
     groups, width = layer.groups, kernel.shape[in_axis]
-    # Every channel of a grouped convolution is in a group, so none is a size-1 axis.
-    read = x.labels[axis]
-    made = call.make(kernel, out_axis)
+    read, made = x.labels[axis], call.make(kernel, out_axis)
     if read is None or made is None:
         call.lock(made, f"the groups of {call.path!r} read channels that are kept")
         call.lock(read, f"read by the groups of {call.path!r}")
@@ -101,11 +104,13 @@ def _contract_groups(call: Call, x: Tensor, kernel, in_axis, out_axis, axis, pla
     else:
         _tie_rows(call, read.reshape(groups, -1).T)
         _tie_rows(call, made.reshape(groups, -1).T)
-        call.read(kernel, in_axis, read.reshape(groups, -1)[0], x)
-    if layer.bias is not None:
-        call.bind(layer.bias, 0, made)
-    call.count_macs(kernel, places)
-    _check_activation(call, made)
+        call.read(kernel, in_axis, x, axis, labels=read[:width])
+    _finish(call, kernel, made, places)
+    call.zeros = along(
+        x,
+        axis,
+        lambda zeros: _unmade(layer, _links(kernel, in_axis, out_axis), zeros, groups),
+    )
     return made
 
 
@@ -122,7 +127,7 @@ def _tie_rows(call: Call, table: np.ndarray) -> None:
     sizes={"filters": ("kernel", -2)},
 )
 def conv_transpose(call: Call, x: Tensor):
-    layer, out = call.operation, call.outputs[0]
+    layer, out = call.layer, call.outputs[0]
     axis = channel_axis(layer, len(x.shape))
     call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
     # Each input position is multiplied with the whole kernel.
@@ -132,29 +137,22 @@ def conv_transpose(call: Call, x: Tensor):
 
 @register_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 def depthwise_conv(call: Call, x: Tensor):
-    layer, out = call.operation, call.outputs[0]
+    layer, out = call.layer, call.outputs[0]
     axis = channel_axis(layer, len(x.shape))
     call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
     kernel, labels = layer.kernel, x.labels[axis]
     call.bind(kernel, -2, labels)
     made = None if labels is None else np.repeat(labels, kernel.shape[-1])
-    if layer.bias is not None:
-        call.bind(layer.bias, 0, made)
-    call.count_macs(kernel, positions(out, axis))
-    _check_activation(call, made)
-    call.zeros = lambda zeros: _depthwise_zeros(layer, zeros)
+    _finish(call, kernel, made, positions(out, axis))
+    # Every input channel is a group of its own.
+    call.zeros = along(
+        x,
+        axis,
+        lambda zeros: _unmade(
+            layer, _links(kernel, -2, -1).reshape(1, -1), zeros, kernel.shape[-2]
+        ),
+    )
     return out.with_labels({axis: made})
-
-
-def _depthwise_zeros(layer, zeros):
-    if not _fused_activation_keeps_zero(layer):
-        return None
-    kernel = layer.kernel.numpy()
-    unused = ~(kernel != 0).reshape(-1, *kernel.shape[-2:]).any(axis=0)
-    if zeros is not None:
-        unused |= zeros[:, None]
-    unused = unused.ravel()
-    return unused if layer.bias is None else unused & (layer.bias.numpy() == 0)
 
 
 @register_rule(
@@ -163,39 +161,43 @@ def _depthwise_zeros(layer, zeros):
     sizes={"filters": ("pointwise_kernel", -1)},
 )
 def separable_conv(call: Call, x: Tensor):
-    layer, out = call.operation, call.outputs[0]
+    layer, out = call.layer, call.outputs[0]
     axis = channel_axis(layer, len(x.shape))
     call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
-    depthwise, labels = layer.depthwise_kernel, x.labels[axis]
-    call.read(depthwise, -2, labels, x)
-    inner = None if labels is None else np.repeat(labels, depthwise.shape[-1])
-    call.count_macs(depthwise, positions(out, axis))
-    # No tensor lies between the two kernels, so the second reads x as well.
-    between = Tensor((None, inner.size if inner is not None else 1), (None, inner))
-    made = _contract(
-        call, between, layer.pointwise_kernel, -2, -1, -1, positions(out, axis)
-    )
-    call.reads.pop()
-    call.zeros = None
+    depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
+    multiplier, places = depthwise.shape[-1], positions(out, axis)
+    call.read(depthwise, -2, x, axis)
+    between = None if x.labels[axis] is None else np.repeat(x.labels[axis], multiplier)
+    call.trace.bind(Binding(call.path, pointwise, -2, between, read=True))
+    call.count_macs(depthwise, places)
+    made = call.make(pointwise, -1)
+    _finish(call, pointwise, made, places)
+
+    def zeros(known):
+        links = _links(pointwise, -2, -1) & _links(depthwise, -2, -1).reshape(-1, 1)
+        known = None if known is None else np.repeat(known, multiplier)
+        return _unmade(layer, links, known)
+
+    call.zeros = along(x, axis, zeros)
     return out.with_labels({axis: made})
 
 
 @register_rule(layers.Embedding, sizes={"output_dim": ("embeddings", 1)})
 def embedding(call: Call, x: Tensor):
-    if _is_quantized(call.operation):
+    if _is_quantized(call.layer):
         return None
-    made = call.make(call.operation.embeddings, 1)
+    made = call.make(call.layer.embeddings, 1)
     return call.outputs[0].with_labels({-1: made})
 
 
 @register_rule(layers.BatchNormalization)
 def batch_normalization(call: Call, x: Tensor, **kwargs):
-    layer, out = call.operation, call.outputs[0]
+    layer, out = call.layer, call.outputs[0]
     axis = layer.axis % len(x.shape)
     for variable in layer.variables:
         if tuple(variable.shape) == (x.shape[axis],):
             call.bind(variable, 0, x.labels[axis])
-    call.zeros = lambda zeros: _batch_normalization_zeros(layer, zeros)
+    call.zeros = along(x, axis, lambda zeros: _batch_normalization_zeros(layer, zeros))
     return Tensor(out.shape, x.labels)
 
 
@@ -210,7 +212,7 @@ def _batch_normalization_zeros(layer, zeros):
 
 @register_rule(layers.PReLU)
 def prelu(call: Call, x: Tensor):
-    alpha = call.operation.alpha
+    alpha = call.layer.alpha
     for axis in range(-len(alpha.shape), 0):
         if alpha.shape[axis] > 1:
             call.bind(alpha, axis, x.labels[axis])
@@ -225,7 +227,7 @@ def prelu(call: Call, x: Tensor):
     layers.UnitNormalization,
 )
 def normalization_across_channels(call: Call, x: Tensor, **kwargs):
-    kind = type(call.operation).__name__
+    kind = type(call.layer).__name__
     for axis in x.labeled_axes:
         reason = f"{kind} {call.path!r} normalizes across the channels"
         call.lock(x.labels[axis], reason)

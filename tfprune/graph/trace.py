@@ -77,13 +77,16 @@ class Read:
     """Channels of tensor `x` contracted with one axis of `variable`.
 
     Attributes:
+        x_axis: the axis of `x`; a grouped kernel has fewer rows than it has channels.
+        labels: labels on the variable's axis.
         closed: function that returns which rows of the axis a gate has closed.
     """
 
     x: Tensor
+    x_axis: int
     variable: object
     axis: int
-    labels: np.ndarray | None
+    labels: np.ndarray
     closed: Callable | None = None
 
 
@@ -131,11 +134,17 @@ class Call:
         """States that an axis of a variable carries `labels`."""
         self.trace.bind(Binding(self.path, variable, axis, labels, read=False))
 
-    def read(self, variable, axis: int, labels, x: Tensor) -> None:
-        """States that an axis of a variable contracts `labels`, those of tensor `x`."""
+    def read(self, variable, axis: int, x: Tensor, x_axis: int, labels=None) -> None:
+        """States that an axis of a variable contracts an axis of tensor `x`.
+
+        Args:
+            labels: labels on the variable's axis, by default those of `x`.
+        """
+        axis, x_axis = axis % len(variable.shape), x_axis % len(x.shape)
+        labels = x.labels[x_axis] if labels is None else labels
         self.trace.bind(Binding(self.path, variable, axis, labels, read=True))
-        axis %= len(variable.shape)
-        self.reads.append(Read(x, variable, axis, labels))
+        if labels is not None:
+            self.reads.append(Read(x, x_axis, variable, axis, labels))
 
     def tie(self, *labels):
         """Makes all labels the same; a plain partner (None) keeps them all."""
@@ -233,9 +242,8 @@ class Trace:
     # The walk ------------------------------------------------------------------
 
     def _input(self, keras_tensor) -> Tensor:
-        shape = keras_tensor.shape
-        if None in shape[1:]:
-            shape = (shape[0], *(OPEN_SIZE if s is None else s for s in shape[1:]))
+        shape = assumed_shape(keras_tensor)
+        if shape != tuple(keras_tensor.shape):
             self.assumed_shapes[keras_tensor.name] = shape
         return Tensor(shape)
 
@@ -319,6 +327,12 @@ class Trace:
                 if one is not None and other is not None and len(one) != len(other):
                     one, other = np.append(one, other), None
                 self.tie(one, other, reason="shared with channels that are kept")
+
+
+def assumed_shape(keras_tensor) -> tuple:
+    """Returns the shape of an input with a stand-in for the sizes it leaves open."""
+    first, *rest = keras_tensor.shape
+    return (first, *(OPEN_SIZE if size is None else size for size in rest))
 
 
 def _infer_shapes(functional: Functional, inputs: list[Tensor]) -> dict[int, tuple]:

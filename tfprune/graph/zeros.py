@@ -10,21 +10,22 @@ def propagate_zeros(graph: Graph, closed: dict | None = None) -> dict[int, np.nd
 
     Args:
         graph: the graph of the model.
-        closed: `{id(call): bool array}`: channels to take as zero behind these calls.
+        closed: `{id(call): bool array}`: channels to take as zero behind these calls,
+            any of them and not all at once: what a contraction makes of them is then
+            not taken as zero.
 
     Returns:
         `{id(tensor): bool array}` over the channel axis of every tensor of which
         something is known.
     """
-    closed = closed or {}
     known: dict[int, np.ndarray] = {}
     for call in graph.calls:
-        if len(call.outputs) != 1 or call.outputs[0].channel_axis is None:
+        if len(call.outputs) != 1 or len(call.outputs[0].labeled_axes) != 1:
             continue
         zeros = None
-        if call.zeros is not None:
+        if call.zeros is not None and not (closed is not None and call.reads):
             zeros = call.zeros(*(known.get(id(x)) for x in call.inputs))
-        if id(call) in closed:
+        if closed is not None and id(call) in closed:
             forced = closed[id(call)]
             zeros = forced if zeros is None else zeros | forced
         if zeros is not None:
@@ -35,11 +36,8 @@ def propagate_zeros(graph: Graph, closed: dict | None = None) -> dict[int, np.nd
 def exposed(graph: Graph, read, zeros: dict) -> np.ndarray:
     """Returns which channels of a read tensor reach the kernel as more than zero."""
     x = read.x
-    labels = None if x.channel_axis is None else x.labels[x.channel_axis]
-    if labels is None:
-        return np.zeros(0, bool)
-    known = zeros.get(id(x))
-    prunable = graph.units(labels) < graph.num_units
+    prunable = graph.units(x.labels[read.x_axis]) < graph.num_units
+    known = zeros.get(id(x)) if x.channel_axis == read.x_axis else None
     return prunable if known is None else prunable & ~known
 
 
@@ -50,20 +48,14 @@ def dead_units(graph: Graph) -> np.ndarray:
     zero, where its kernel rows are, or where its input gate is closed.
     """
     zeros = propagate_zeros(graph)
-    read = np.zeros(graph.num_units + 1, bool)
     alive = np.zeros(graph.num_units + 1, bool)
     for call in graph.calls:
-        for each in call.reads:
-            if each.labels is None:
-                continue
-            used = _used_rows(each)
-            x = each.x
-            labels = x.labels[x.channel_axis]
+        for read in call.reads:
+            labels = read.x.labels[read.x_axis]
             # A grouped kernel reads every group of channels with the same rows.
-            used = np.resize(used, len(labels)) & exposed(graph, each, zeros)
-            read[graph.units(labels)] = True
+            used = np.resize(_used_rows(read), len(labels)) & exposed(graph, read, zeros)
             alive[graph.units(labels)[used]] = True
-    return (read & ~alive)[:-1]
+    return ~alive[:-1]
 
 
 def _used_rows(read) -> np.ndarray:

@@ -3,40 +3,72 @@
 import keras
 import numpy as np
 
-from tfprune.graph import Graph
 from tfprune.graph.nodes import as_functional, input_structure, tree
+from tfprune.graph.trace import assumed_shape
 
 # Above float rounding of the deepest models, far below one wrong channel.
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 
 
-def probe_inputs(model, batch_size: int = 2, seed: int = 0):
+def probe_inputs(model, batch_size: int = 2, seed: int = 0, largest: float = 255.0):
     """Returns random inputs in the structure a model is called with.
 
-    Half of the samples are standard normal, half lie in 0..255, so that models with
-    and without a normalization inside both get inputs that make a difference.
+    Half of the samples are standard normal, half uniform in 0..largest, so that
+    models with and without a normalization inside both get inputs that make a
+    difference.
 
     Args:
         model: built Functional or Sequential model; sizes it leaves open are those
             of `Graph.assumed_shapes`.
         batch_size: number of samples.
         seed: int.
+        largest: upper end of the uniform half.
     """
     random = np.random.default_rng(seed)
-    assumed = Graph(model).assumed_shapes
-    return tree.map_structure(
-        lambda k: _probe(random, k, assumed.get(k.name, k.shape), batch_size),
-        input_structure(as_functional(model)),
+    functional = as_functional(model)
+
+    def probe(keras_tensor):
+        shape = assumed_shape(keras_tensor)
+        shape = (shape[0] or batch_size, *shape[1:])
+        if "int" in keras_tensor.dtype or keras_tensor.dtype == "bool":
+            return random.integers(0, 2, shape).astype(keras_tensor.dtype)
+        values = random.normal(size=shape)
+        values[1::2] = random.uniform(0, largest, values[1::2].shape)
+        return keras.ops.cast(values.astype("float32"), keras_tensor.dtype)
+
+    return tree.map_structure(probe, input_structure(functional))
+
+
+def finite_probe(model, values: dict | None = None):
+    """Returns probe inputs and the model's outputs on them, all finite.
+
+    Args:
+        model: the model to run.
+        values: as for `run`.
+
+    Raises:
+        ValueError: if the outputs are not finite on small inputs either.
+    """
+    for largest in (255.0, 1.0):
+        probes = probe_inputs(model, largest=largest)
+        outputs = run(model, probes, values)
+        if all(np.isfinite(_as_float64(each)).all() for each in tree.flatten(outputs)):
+            return probes, outputs
+    broken = [v.path for v in model.variables if not _is_finite(v)]
+    raise ValueError(
+        f"Model {model.name!r} gives outputs that are not finite, so nothing done to it "
+        f"can be verified. Variables with NaN or infinity: {broken[:4] or 'none'}."
     )
 
 
-def _probe(random, keras_tensor, shape, batch_size: int):
-    shape = (shape[0] or batch_size, *shape[1:])
-    if "int" in keras_tensor.dtype or keras_tensor.dtype == "bool":
-        return random.integers(0, 2, shape).astype(keras_tensor.dtype)
-    values = random.normal(size=shape)
-    values[1::2] = random.uniform(0, 255, values[1::2].shape)
-    return keras.ops.cast(values.astype("float32"), keras_tensor.dtype)
+def _is_finite(variable) -> bool:
+    if not keras.backend.is_float_dtype(variable.dtype):
+        return True
+    return bool(np.isfinite(_as_float64(variable)).all())
+
+
+def _as_float64(x) -> np.ndarray:
+    return keras.ops.convert_to_numpy(keras.ops.cast(x, "float64"))
 
 
 def max_relative_error(expected, received) -> float:
@@ -51,10 +83,7 @@ def max_relative_error(expected, received) -> float:
 
 
 def _relative_error(expected, received) -> float:
-    a, b = (
-        keras.ops.convert_to_numpy(keras.ops.cast(x, "float64"))
-        for x in (expected, received)
-    )
+    a, b = _as_float64(expected), _as_float64(received)
     if a.shape != b.shape:
         return float("inf")
     scale = np.abs(a).max(initial=0.0)
@@ -97,7 +126,7 @@ def certify(expected, received, model) -> float:
         raise ValueError(
             f"The new {model.name!r} does not compute what the old one does: relative "
             f"error {error:.2g} on probe inputs, allowed {tolerance:g}. No model is "
-            "returned. Look for NaN or infinite weights, or a custom layer whose "
-            "`call` depends on its number of channels."
+            "returned. Look for a custom layer whose `call` depends on its number of "
+            "channels."
         )
     return error

@@ -6,10 +6,10 @@ import keras
 
 from tfprune.graph import Graph
 from tfprune.graph.registry import find_rule
-from tfprune.surgery.certificate import certify, probe_inputs, run
-from tfprune.surgery.mask import dead_masks, zeroed_values
+from tfprune.surgery.certificate import certify, finite_probe, run
+from tfprune.surgery.mask import dead_masks, gate_masks, zeroed_values
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
-from tfprune.surgery.wrap import has_gates, strip
+from tfprune.surgery.wrap import has_gates, strip_gates
 
 
 def compact(model: keras.Model, masks: Mapping | None = None) -> keras.Model:
@@ -40,18 +40,23 @@ def compact(model: keras.Model, masks: Mapping | None = None) -> keras.Model:
     small = tfprune.compact(model, masks)
     ```
     """
-    plain = strip(model) if has_gates(model) else model
-    graph = Graph(plain)
-    probes = probe_inputs(plain)
-    if masks is None:
-        masks = dead_masks(graph)
-        expected = run(model, probes)
-    else:
-        graph.check(masks)
-        expected = run(plain, probes, zeroed_values(graph, masks))
-    small = compact_unverified(graph, masks)
+    graph = Graph(model)
+    chosen = dead_masks(graph) if masks is None else masks
+    graph.check(chosen)
+    values = None if masks is None else zeroed_values(graph, masks)
+    probes, expected = finite_probe(model, values)
+    if has_gates(model):
+        graph = Graph(strip_gates(model, _open_channels(graph, chosen)))
+    small = compact_unverified(graph, chosen)
     certify(expected, run(small, probes), model)
     return small
+
+
+def _open_channels(graph: Graph, masks: Mapping):
+    """Returns the function from a gate to the channels that stay."""
+    kept = graph.kept(masks)
+    labels = {id(variable): labels for variable, labels in gate_masks(graph)}
+    return lambda gate: kept(labels[id(gate.output_mask.mask)])
 
 
 def compact_unverified(graph: Graph, masks: Mapping) -> keras.Model:

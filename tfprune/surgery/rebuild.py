@@ -9,8 +9,10 @@ from tfprune.constraints import ZeroSlices
 from tfprune.graph.nodes import (
     Functional,
     as_functional,
+    class_for_copies,
     copy_operation,
     fill_in,
+    flatten_layers,
     input_layer_of,
     input_structure,
     nodes_in_order,
@@ -92,7 +94,7 @@ class Rebuilder:
             tree.map_structure(lambda k: tensors[id(k)], structure)
             for structure in (input_structure(functional), output_structure(functional))
         )
-        return keras.Model(inputs, outputs, name=model.name)
+        return class_for_copies(model)(inputs, outputs, name=model.name)
 
     def _inputs(self, model) -> list:
         """Returns new input layers like those of the old model."""
@@ -110,6 +112,9 @@ class Rebuilder:
         for old, twin in self.pairs:
             if isinstance(old, keras.layers.Layer):
                 twin.trainable = old.trainable
+                old_parts, new_parts = flatten_layers(old), flatten_layers(twin)
+                for part, twin_part in zip(old_parts, new_parts, strict=False):
+                    twin_part.trainable = part.trainable
 
     def _models_of(self, model):
         for layer in model.layers:
@@ -137,24 +142,44 @@ def copy_operation_like(operation, settings: dict | None = None, plain: bool = F
         return twin
     if isinstance(operation, keras.layers.Lambda):
         return _copy_lambda(operation)
-    if not type(operation).__module__.startswith("keras."):
-        return _copy_by_serialization(operation, settings)
-    return _copy_layer(operation, settings, plain)
+    config = _config_of(operation)
+    if type(operation).__module__.startswith("keras."):
+        config.update(_lean_arguments(operation, config, plain))
+    try:
+        return type(operation).from_config({**config, **settings})
+    except Exception as error:
+        raise ValueError(_not_rebuilt(operation)) from error
 
 
-def _copy_layer(layer, settings: dict, plain: bool):
-    config, own = {**layer.get_config(), **settings}, vars(layer)
+def _config_of(layer) -> dict:
+    try:
+        return dict(layer.get_config())
+    except NotImplementedError as error:
+        raise ValueError(_not_rebuilt(layer)) from error
+
+
+def _not_rebuilt(layer) -> str:
+    kind = type(layer).__name__
+    return (
+        f"Layer {layer.name!r} cannot be rebuilt from its config. Give {kind} a "
+        f"`get_config` with all of its constructor arguments, so that "
+        f"`{kind}.from_config(layer.get_config())` works."
+    )
+
+
+def _lean_arguments(layer, config: dict, plain: bool) -> dict:
+    """Returns arguments that are quicker or safer than what the config says."""
+    own = vars(layer)
+    # Every weight is assigned afterwards: drawing random ones would be waste.
+    arguments = {name: "zeros" for name in _initializers(layer) if name in config}
     activation = own.get("activation")
     if callable(activation) and not isinstance(activation, keras.layers.Layer):
         # As an object it needs no name that Keras can look up again.
-        config["activation"] = activation
-    # Every weight is assigned afterwards: drawing random ones would be waste.
-    config.update({name: "zeros" for name in _initializers(layer) if name in config})
+        arguments["activation"] = activation
     for name in config:
         if plain and isinstance(own.get(name), ZeroSlices):
-            config[name] = own[name].constraint
-    type(layer).from_config(config)
-    return type(layer).from_config(config)
+            arguments[name] = own[name].constraint
+    return arguments
 
 
 def _initializers(layer) -> dict:
@@ -171,13 +196,6 @@ def _copy_lambda(layer):
         dtype=layer.dtype_policy,
         trainable=layer.trainable,
     )
-
-
-def _copy_by_serialization(layer, settings: dict):
-    serialized = keras.saving.serialize_keras_object(layer)
-    serialized.pop("build_config", None)
-    serialized["config"].update(settings)
-    return keras.saving.deserialize_keras_object(serialized, safe_mode=False)
 
 
 def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy()):

@@ -10,6 +10,7 @@ from keras import layers as keras_layers
 
 from tfprune.graph import Graph
 from tfprune.graph.flows import keeps_zero
+from tfprune.graph.nodes import flatten_layers
 from tfprune.graph.zeros import exposed, propagate_zeros
 from tfprune.layers import GATED_TYPES, ChannelGate, ChannelMask
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
@@ -17,7 +18,7 @@ from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 
 def has_gates(model: keras.Model) -> bool:
     """Returns whether any layer of a model is wrapped in a `ChannelGate`."""
-    return any(isinstance(layer, ChannelGate) for layer in model._flatten_layers())
+    return any(isinstance(layer, ChannelGate) for layer in flatten_layers(model))
 
 
 def prune_wrap(
@@ -151,7 +152,7 @@ class _Places:
             (call, read)
             for call in self._graph.calls
             for read in call.reads
-            if read.labels is not None and exposed(self._graph, read, zeros).any()
+            if exposed(self._graph, read, zeros).any()
         ]
 
     def _gate_makers(self, tensor, seen: set) -> None:
@@ -226,7 +227,17 @@ def strip(model: keras.Model) -> keras.Model:
     tfprune.strip(model).save("plain.keras")
     ```
     """
-    rebuilder = Rebuilder(lambda operation, path: _copy_without_gate(operation))
+    return strip_gates(model, lambda gate: slice(None))
+
+
+def strip_gates(model: keras.Model, counts: Callable) -> keras.Model:
+    """Returns what `strip` does, where some channels need not come out right.
+
+    Args:
+        model: the model with gates.
+        counts: function from a gate to an index of the channels that count.
+    """
+    rebuilder = Rebuilder(lambda operation, path: _copy_without_gate(operation, counts))
     new = rebuilder.model(model)
     for old, twin in rebuilder.pairs:
         if isinstance(old, ChannelGate):
@@ -236,18 +247,14 @@ def strip(model: keras.Model) -> keras.Model:
     return new
 
 
-def _copy_without_gate(operation):
+def _copy_without_gate(operation, counts):
     if not isinstance(operation, ChannelGate):
         return copy_operation_like(operation, plain=True)
-    settings = {"scale": True} if _needs_scale(operation) else {}
-    return copy_operation_like(operation.layer, settings, plain=True)
-
-
-def _needs_scale(gate: ChannelGate) -> bool:
-    """A normalization without scale gets one, unless its gate is all open at 1."""
-    if getattr(gate.layer, "scale", True) or gate.output_mask is None:
-        return False
-    return not np.all(gate.factors().numpy() == 1)
+    # A normalization without scale gets one, unless its gate is all open at 1.
+    has_scale = getattr(operation.layer, "scale", True) or operation.output_mask is None
+    if has_scale or np.all(operation.factors().numpy()[counts(operation)] == 1):
+        return copy_operation_like(operation.layer, plain=True)
+    return copy_operation_like(operation.layer, {"scale": True}, plain=True)
 
 
 def _fold_gate(gate: ChannelGate, twin) -> None:
