@@ -290,7 +290,10 @@ def test_resuming_in_the_same_process_equals_uninterrupted_training(make_vgg, im
     assert_same(state(models[0]), state(models[1]))
 
 
-def test_backup_and_restore_equals_uninterrupted_training(make_vgg, images, tmp_path):
+@pytest.mark.parametrize("is_first", [True, False])
+def test_backup_and_restore_equals_uninterrupted_training(
+    make_vgg, images, tmp_path, is_first
+):
     class Crash(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 2:
@@ -302,8 +305,9 @@ def test_backup_and_restore_equals_uninterrupted_training(make_vgg, images, tmp_
     for model, crash in ((crashed, [Crash()]), (restored, [])):
         prune = PruneToBudget("magnitude", HALF, schedule)
         backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        both = [prune, backup] if is_first else [backup, prune]
         try:
-            train(model, images, prune, backup, *crash, epochs=3)
+            train(model, images, *both, *crash, epochs=3)
         except KeyboardInterrupt:
             assert crash
     assert int(crashed.optimizer.iterations) == 16
