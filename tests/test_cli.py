@@ -102,7 +102,8 @@ def test_the_model_itself_can_be_replaced(run, saved):
         ((), "Missing command"),
         (("explode",), "No such command"),
         (("prune", "m.keras"), "--output"),
-        (("prune", "m.keras", "-o", "x", "--flops-reduction", "50"), "less than"),
+        (("prune", "m.keras", "-o", "x", "--flops-reduction", "50"), "pass 0.5"),
+        (("prune", "m.keras", "-o", "x", "--flops-reduction", "1"), "not in [0, 1)"),
         (("prune", "m.keras", "-o", "x", "--flops-reduction", "half"), "number"),
         (("prune", "m.keras", "-o", "x", "--importance", "vibes"), "vibes"),
         (("prune", "m.keras", "-o", "x", "--scope", "local"), "local"),
@@ -125,7 +126,7 @@ FAILURES = {
     "prune {}/model.keras -o {}/none/small": "existing directory",
     "prune {}/model.keras -o {}/small.h5": "directory",
     "prune {}/model.keras -o {}/small --flops-reduction 0.999": "at most",
-    "prune {}/model.keras -o {}/small --flops-reduction 1": "flops_reduction",
+    "prune {}/model.keras -o {} --force": "is no model to replace",
 }
 
 

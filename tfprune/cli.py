@@ -32,7 +32,10 @@ def main(arguments=None):
     """
     settings = {"debug": False}
     try:
-        code = app(arguments, prog_name="tfprune", standalone_mode=False, obj=settings)
+        with warnings.catch_warnings():
+            code = app(
+                arguments, prog_name="tfprune", standalone_mode=False, obj=settings
+            )
         return code or 0
     except TyperException as error:
         message = f"{error.format_message().rstrip('.')}; see tfprune --help"
@@ -55,6 +58,15 @@ def _print_version(wanted: bool):
     if wanted:
         print(f"tfprune {tfprune.__version__}")
         raise typer.Exit()
+
+
+def _check_fraction(value: float):
+    if not 0 <= value < 1:
+        hint = f"; for {value:g} % pass {value / 100:g}" if 1 < value < 100 else ""
+        raise typer.BadParameter(
+            f"{value:g} is not in [0, 1): it is the fraction to remove{hint}"
+        )
+    return value
 
 
 @app.callback()
@@ -81,7 +93,8 @@ def _options(
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .keras file.")]
 Reduction = Annotated[
-    float, typer.Option(min=0, max=1, help="Fraction of the FLOPs to remove.")
+    float,
+    typer.Option(callback=_check_fraction, help="Fraction of the FLOPs to remove."),
 ]
 Output = Annotated[
     Path,
@@ -154,9 +167,8 @@ def _check_output(output, format, force):
     try:
         exporting.check_path(output, format, overwrite=force)
     except FileExistsError as error:
-        if force:
-            raise
-        raise FileExistsError(f"{output} exists; --force replaces it") from error
+        hint = "and is no model to replace" if force else "(--force replaces it)"
+        raise FileExistsError(f"{output} exists {hint}") from error
 
 
 def _load(path):
