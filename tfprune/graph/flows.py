@@ -145,23 +145,22 @@ def move(call: Call, x: Tensor, function=None, pads_zero: bool = False):
     """
     function = function or call.operation.call
     placed = [{} for _ in call.outputs]
+    keeps_zeros = len(x.labeled_axes) == 1 and len(call.outputs) == 1
     for axis in x.labeled_axes:
         for number, positions in enumerate(_positions(x, axis, function)):
             _place(call, x.labels[axis], positions, placed[number])
+            keeps_zeros &= pads_zero or positions.min() >= 0
     outputs = [
         Tensor(out.shape).with_labels({a: labels for a, (labels, _) in each.items()})
         for out, each in zip(call.outputs, placed, strict=True)
     ]
-    if len(x.labeled_axes) == 1 and len(outputs) == 1 and len(placed[0]) == 1:
+    if keeps_zeros and len(placed[0]) == 1:
         ((_, index),) = placed[0].values()
-        call.zeros = lambda zeros: _take(zeros, index, pads_zero)
+        # What is made up is zero too.
+        call.zeros = lambda zeros: (
+            None if zeros is None else np.where(index < 0, True, zeros[index])
+        )
     return outputs
-
-
-def _take(zeros, index, pads_zero):
-    if zeros is None:
-        return None
-    return np.where(index < 0, pads_zero, zeros[index])
 
 
 def _positions(x: Tensor, axis: int, function) -> list[np.ndarray]:
@@ -181,7 +180,8 @@ def _place(call: Call, labels, positions: np.ndarray, placed: dict) -> None:
         # One channel was picked out: it can no longer be told apart from others.
         call.lock(labels, f"picked one by one in {call.path!r}")
         return
-    main = max(varies, key=lambda axis: positions.shape[axis])
+    # Of two parts of a split axis the longer one, or the later, keeps the channels.
+    main = max(varies, key=lambda axis: (positions.shape[axis], axis))
     if main == 0 or main in placed:
         call.lock(labels, f"merged with other axes in {call.path!r}")
         return

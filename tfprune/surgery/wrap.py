@@ -189,9 +189,11 @@ def _wrap(model, graph: Graph, places: _Places, gate, arguments: dict) -> keras.
         output, inputs = (
             side.get(id(operation)) for side in (places.outputs, places.inputs)
         )
-        if output is None and inputs is None or gate is not ChannelGate:
+        if output is None and inputs is None:
             return twin
-        return ChannelGate(
+        if not (isinstance(gate, type) and issubclass(gate, ChannelGate)):
+            return twin if output is None else _gate_built(operation, twin, gate, arguments)
+        return gate(
             twin,
             mask=False if output is None else shared_mask(output, path),
             input_mask=None if inputs is None else shared_mask(inputs, path),
@@ -201,11 +203,24 @@ def _wrap(model, graph: Graph, places: _Places, gate, arguments: dict) -> keras.
     rebuilder = Rebuilder(make)
     new = rebuilder.model(model)
     for old, twin in rebuilder.pairs:
-        gated = isinstance(twin, ChannelGate)
-        copy_state(old, twin.layer if gated else twin)
-        if gated:
+        if isinstance(twin, ChannelGate):
+            copy_state(old, twin.layer)
             twin.take_over_scale()
+        elif type(twin) is type(old):
+            copy_state(old, twin)
     return new
+
+
+def _gate_built(old, twin, gate, arguments: dict):
+    """Applies a gate that may look at the weights of the layer it gets."""
+    twin.build_from_config(old.get_build_config())
+    copy_state(old, twin)
+    gated = gate(twin, **arguments)
+    if not isinstance(gated, keras.layers.Layer):
+        raise ValueError(
+            f"`gate` must return a Keras layer. Received for {old.name!r}: {gated!r}"
+        )
+    return gated
 
 
 def strip(model: keras.Model) -> keras.Model:
