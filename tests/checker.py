@@ -143,7 +143,11 @@ def make_inputs(model, batch_size=4, size=16, seed=0):
             return random.integers(0, 8, shape).astype(tensor.dtype)
         return keras.ops.cast(random.normal(size=shape).astype("float32"), tensor.dtype)
 
-    return keras.tree.map_structure(make, model.input)
+    return keras.tree.map_structure(make, _input_structure(model))
+
+
+def _input_structure(model):
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
 def outputs_of(model, inputs) -> list[np.ndarray]:
@@ -164,7 +168,8 @@ def relative_error(expected, received) -> float:
 def profiled_macs(model) -> int:
     """Counts the multiply-accumulates of the frozen model with TensorFlow's profiler."""
     signature = keras.tree.map_structure(
-        lambda x: tf.TensorSpec((x.shape[0] or 1, *x.shape[1:]), x.dtype), model.input
+        lambda x: tf.TensorSpec((x.shape[0] or 1, *x.shape[1:]), x.dtype),
+        _input_structure(model),
     )
     function = tf.function(lambda x: model(x, training=False))
     graph = convert_variables_to_constants_v2(

@@ -10,23 +10,7 @@ from keras import layers, ops
 import tfprune
 
 ROWS = {}
-BROKEN = {
-    "ops_pad_space": "B1",
-    "ops_pad_ones": "B1",
-    "pixel_shuffle": "B2",
-    "separable": "B3",
-    "conv1d": "B3",
-    "grouped_few": "B3",
-    "grouped_many": "B3",
-    "grouped_depthwise_like": "B3",
-    "batch_normalization_without_scale": "B4",
-    "batch_normalization_bare": "B4",
-    "batch_normalization_twice": "B4",
-    "pad_channels_with_ones": "B5",
-    "fused_exponential": "B6",
-    "slice_channels": "B7",
-    "slice_channels_negative": "B7",
-}
+BROKEN = {"ops_pad_ones": "B1", "pixel_shuffle": "B2"}
 
 
 def row(*loses, keeps=(), skipped=(), locked=(), **options):
