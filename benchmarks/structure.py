@@ -102,11 +102,15 @@ def resnet50(models):
     """The same for a network of ImageNet's size."""
     model = keras.applications.ResNet50(weights=None, input_shape=(96, 96, 3))
     small = tfprune.prune(model, flops_reduction=0.5, scope="uniform", multiple_of=8)
-    yield _speedup("latency at -50 % MACs, ResNet50 at 96 px", model, small, 8, 2.0)
+    claim = "latency at -50 % MACs, ResNet50 at 96 px"
+    yield _speedup(claim, model, small, 8, 2.0)
+    # As deployment tools compile it, with batch normalization folded away.
+    yield _speedup(f"{claim}, weights frozen", model, small, 8, 2.0, freeze=True)
 
 
-def _speedup(claim, model, small, batch_size, limit):
-    result = tfprune.benchmark({"dense": model, "small": small}, batch_size, rounds=40)
+def _speedup(claim, model, small, batch_size, limit, freeze=False):
+    models = {"dense": model, "small": small}
+    result = tfprune.benchmark(models, batch_size, rounds=40, freeze=freeze)
     dense, pruned = (row.median for row in result.rows)
     macs = tfprune.cost(small).macs / tfprune.cost(model).macs
     detail = (

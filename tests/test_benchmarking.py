@@ -5,6 +5,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfprune
 from tfprune import benchmarking
@@ -77,6 +78,21 @@ def test_lists_and_repeated_names():
 def test_inputs_of_ones_own_set_the_batch():
     result = tfprune.benchmark(dense(2, "a"), rounds=1, inputs=np.zeros((7, 64)))
     assert result.batch_size == 7
+
+
+def test_frozen_models_hold_no_variables_and_compute_the_same():
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    x = keras.layers.Concatenate()([a, b])
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(5)(x))
+    model = keras.Model({"a": a, "b": b}, {"x": x, "y": x + 1})
+    inputs = {"a": np.ones((2, 4), "float32"), "b": np.ones((2, 3), "float32")}
+    forward = tf.function(lambda a, b: model({"a": a, "b": b}, training=False)["x"])
+    tensors = [tf.constant(x) for x in inputs.values()]
+    frozen = benchmarking._freeze(forward.get_concrete_function(*tensors))
+    assert not frozen.variables
+    np.testing.assert_allclose(frozen(*tensors)[0], forward(*tensors), rtol=1e-5)
+    result = tfprune.benchmark(model, rounds=2, inputs=inputs, freeze=True)
+    assert result.batch_size == 2
 
 
 def test_the_models_are_not_changed():
