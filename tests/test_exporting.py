@@ -109,6 +109,13 @@ def test_an_artefact_that_differs_is_refused(model, tmp_path, monkeypatch, suffi
     assert not os.listdir(tmp_path)
 
 
+def test_an_artefact_that_does_not_run_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "_write", lambda *_: (tmp_path / "x").mkdir())
+    with pytest.raises(ValueError, match="does not exist"):
+        tfprune.export(model, tmp_path / "small")
+    assert os.listdir(tmp_path) == ["x"]
+
+
 def test_an_existing_path_stays_as_it_was(model, tmp_path):
     path = tmp_path / "small"
     tfprune.export(model, path)

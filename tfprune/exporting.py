@@ -59,10 +59,10 @@ def export(model, path, format="tf_saved_model", overwrite=False):
     with write_aside(path, format, overwrite) as aside:
         plain = surgery.strip(model) if surgery.has_gates(model) else model
         inputs = certificate.probe_inputs(plain)
-        # Also because Keras exports to ONNX only what has been called.
+        # Before writing, because Keras exports to ONNX only what has been called.
         expected = plain(inputs, training=False)
         _write(plain, aside, format)
-        _verify(plain, expected, _RUNNERS[format](plain, aside, inputs), format)
+        _verify(plain, aside, format, inputs, expected)
     return Path(path)
 
 
@@ -194,12 +194,12 @@ def _write_saved_model(model, path):
     archive.write_out(path, verbose=False)
 
 
-def _verify(model, expected, received, format):
-    if received is None:
-        return
+def _verify(model, path, format, inputs, expected):
     try:
-        certificate.certify(expected, received, model)
-    except ValueError as error:
+        received = _RUNNERS[format](model, path, inputs)
+        if received is not None:
+            certificate.certify(expected, received, model)
+    except Exception as error:
         raise ValueError(
             f"The artefact must compute what {model.name!r} computes, and in "
             f"format={format!r} it does not. Nothing was written. {error}"
