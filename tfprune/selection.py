@@ -24,8 +24,10 @@ class Budget:
         flops_reduction: fraction of multiply-accumulates to remove, in [0, 1).
         params_reduction: fraction of weights to remove, in [0, 1).
         sparsity: fraction of the prunable units (channels) to remove, in [0, 1).
-        max_sparsity: largest fraction removed from any one group, in [0, 1]; None
-            for no such cap. The papers' floor of 10 % kept is 0.9.
+        max_sparsity: largest fraction removed from any one group, in [0, 1], or
+            `{path pattern: fraction}`, where the first pattern that matches a group
+            counts and 0 keeps it whole; None for no such cap. The papers' floor of
+            10 % kept is 0.9.
         min_channels: units that stay in every group, at least 1.
         multiple_of: kept units of a group are rounded up to a multiple of this
             (8 or 16 suit vector units), as far as the group has them.
@@ -41,7 +43,7 @@ class Budget:
     flops_reduction: float | None = None
     params_reduction: float | None = None
     sparsity: float | None = None
-    max_sparsity: float | None = None
+    max_sparsity: float | Mapping[str, float] | None = None
     min_channels: int = 1
     multiple_of: int = 1
 
@@ -51,11 +53,13 @@ class Budget:
             raise ValueError(f"A budget has one target. Received: {', '.join(given)}.")
         for name in given:
             _check_fraction(name, getattr(self, name))
-        if self.max_sparsity is not None and not 0 <= self.max_sparsity <= 1:
-            raise ValueError(
-                "`max_sparsity` must lie in [0, 1]: it is the largest fraction removed "
-                f"from one group. Received: max_sparsity={self.max_sparsity}"
-            )
+        caps = self.max_sparsity
+        for cap in caps.values() if isinstance(caps, Mapping) else [caps]:
+            if cap is not None and not (_is_number(cap) and 0 <= cap <= 1):
+                raise ValueError(
+                    "`max_sparsity` must lie in [0, 1]: it is the largest fraction "
+                    f"removed from one group. Received: max_sparsity={caps}"
+                )
         for name in ("min_channels", "multiple_of"):
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or value < 1:
@@ -79,9 +83,14 @@ class Budget:
         return replace(self, **{name: value * fraction})
 
 
+def _is_number(value) -> bool:
+    kinds = (int, float, np.floating, np.integer)
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
 def _check_fraction(name: str, value) -> None:
-    number = isinstance(value, (int, float, np.floating, np.integer))
-    if number and not isinstance(value, bool) and 0 <= value < 1:
+    number = _is_number(value)
+    if number and 0 <= value < 1:
         return
     hint = f" For {value} % pass {value / 100}." if number and 1 < value < 100 else ""
     raise ValueError(
@@ -196,13 +205,23 @@ def _fractions(graph: Graph, scope) -> dict[str, float]:
     return fractions
 
 
-def _most_removed(size: int, budget: Budget) -> int:
-    """Returns how many units of a group of this size may go."""
-    least = min(size, budget.min_channels)
-    if budget.max_sparsity is not None:
+def _most_removed(graph: Graph, budget: Budget) -> np.ndarray:
+    """Returns how many units of each group may go."""
+    caps = budget.max_sparsity
+    by_pattern = caps if isinstance(caps, Mapping) else {}
+    cap_of: dict[str, float] = {}
+    for pattern, cap in by_pattern.items():
+        for group in graph.match(pattern):
+            cap_of.setdefault(group.name, cap)
+    default = 1.0 if caps is None or by_pattern else caps
+    most = []
+    for group in graph.groups:
         # The tolerance keeps 0.9 of 10 at 9, whatever 1 - 0.9 is in floats.
-        least = max(least, int(np.ceil(size * (1 - budget.max_sparsity) - 1e-9)))
-    return size - _round_up(max(1, least), size, budget.multiple_of)
+        share = 1 - cap_of.get(group.name, default)
+        least = max(budget.min_channels, int(np.ceil(group.size * share - 1e-9)))
+        least = min(group.size, least)
+        most.append(group.size - _round_up(least, group.size, budget.multiple_of))
+    return np.array(most, np.int64)
 
 
 def _round_up(kept, size, multiple_of: int):
@@ -215,7 +234,7 @@ class _Ranking:
     def __init__(self, graph: Graph, scores, budget: Budget):
         self.graph, self.budget = graph, budget
         self.sizes = np.array([group.size for group in graph.groups], np.int64)
-        self.caps = np.array([_most_removed(n, budget) for n in self.sizes], np.int64)
+        self.caps = _most_removed(graph, budget)
         # Ties go to the unit that comes first, so results do not depend on sorting.
         self.order = [np.argsort(scores[g.name], kind="stable") for g in graph.groups]
         self._rank = np.full(graph.num_units + 1, np.inf)
@@ -332,13 +351,17 @@ def _give_back(kept: np.ndarray, ranking: _Ranking, meets: Callable) -> np.ndarr
 
 
 def _unreachable(ranking: _Ranking, most: float) -> str:
-    budget = ranking.budget
-    name, fraction = budget.target
+    graph = ranking.graph
+    if not graph.groups:
+        return (
+            f"Model {graph.model.name!r} has no channels that can be pruned. Received: "
+            f"{ranking.budget}. What keeps them: {dict(list(graph.locked.items())[:4])}"
+        )
     return (
-        f"The budget {name}={fraction} cannot be met: at most {most:.4f} can be removed "
-        f"with max_sparsity={budget.max_sparsity}, min_channels={budget.min_channels}, "
-        f"multiple_of={budget.multiple_of} and this scope, on the {len(ranking.sizes)} "
-        "prunable groups of this model. Ask for less, or lower these floors."
+        f"`budget` cannot be met: at most {most:.4f} can be removed from the "
+        f"{len(graph.groups)} prunable groups of {graph.model.name!r} within its floors "
+        f"and this scope. Received: {ranking.budget}. Ask for less, or lower "
+        "`min_channels`, `multiple_of` or raise `max_sparsity`."
     )
 
 

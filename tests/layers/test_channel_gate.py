@@ -42,7 +42,7 @@ def test_input_mask_by_eye():
     dense = layers.Dense(2, kernel_initializer="ones")
     dense.build((None, 3))
     mask = ChannelMask(3)
-    gate = ChannelGate(dense, mask=False, input_mask=mask)
+    gate = ChannelGate(dense, mask=False, input_masks={"_kernel:0": mask})
     mask.mask.assign([True, False, False])
     assert gate(np.array([[1.0, 10.0, np.float32(100)]])).numpy().tolist() == [[1, 1]]
     assert gate.gate is None and gate.output_mask is None

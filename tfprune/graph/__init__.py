@@ -1,6 +1,13 @@
 """Reading a model: labels on every channel, groups of what is coupled."""
 
-from tfprune.graph import rules_gates, rules_layers, rules_ops, rules_shapes  # noqa: F401
+from tfprune.graph import (  # noqa: F401
+    rules_attention,
+    rules_gates,
+    rules_layers,
+    rules_ops,
+    rules_sequence,
+    rules_shapes,
+)
 from tfprune.graph.graph import Graph
 from tfprune.graph.group import Group, Slice
 from tfprune.graph.registry import register_rule

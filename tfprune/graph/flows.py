@@ -69,11 +69,18 @@ def _from_right(x: Tensor) -> int | None:
 def along(x: Tensor, axis: int, function):
     """Returns `function` for zeros along `axis` of `x`; it gets None for another."""
     matches = x.channel_axis == axis % len(x.shape)
-    return lambda zeros: function(zeros if matches else None)
+    return lambda zeros, *masks: function(zeros if matches else None)
+
+
+def passed_on(zeros, *masks):
+    """Zeros of an operation that leaves every channel alone."""
+    return zeros
 
 
 def keeps_zero(function, *operands) -> bool:
     """Returns whether `function` is 0 where all its tensors are 0."""
+    if isinstance(function, keras.layers.Layer) and not function.built:
+        return False
     zero = keras.ops.zeros((1, 2))
     values = [zero if isinstance(each, Tensor) else each for each in operands or [TENSOR]]
     try:
@@ -86,6 +93,10 @@ def keeps_zero(function, *operands) -> bool:
 @functools.lru_cache(maxsize=256)
 def is_elementwise(function) -> bool:
     """Returns whether a function of one tensor treats each channel by itself."""
+    is_layer = isinstance(function, keras.layers.Layer)
+    if is_layer and (function.weights or not function.built):
+        # Its weights lie along the channels, and trying it out would build it.
+        return False
     return _commutes(function, [(2, 3, 8)], axis=2) == 2
 
 
@@ -94,7 +105,7 @@ def channelwise(call: Call, x: Tensor, axis: int, out_axis: int | None = None):
     axis %= len(x.shape)
     out_axis = axis if out_axis is None else out_axis
     call.lock_all(x, f"mixed by {call.path!r}", but=axis)
-    call.zeros = along(x, axis, lambda zeros: zeros)
+    call.zeros = along(x, axis, passed_on)
     out = call.outputs[0]
     return Tensor(out.shape).with_labels({out_axis: x.labels[axis]})
 

@@ -1,6 +1,7 @@
 """Graph: which channels of a model are coupled, and what goes with each of them."""
 
 import fnmatch
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -209,6 +210,11 @@ class Graph:
 
     def check(self, masks: Mapping) -> None:
         """Raises ValueError unless `masks` are masks of this graph."""
+        if not isinstance(masks, Mapping):
+            raise ValueError(
+                "`masks` must be a mapping of group name to bool array, True = keep. "
+                f"Received: {masks!r}"
+            )
         sizes = {group.name: group.size for group in self.groups}
         unknown = [name for name in masks if name not in sizes]
         if unknown:
@@ -305,8 +311,11 @@ def _rule_of(operation):
 
 
 def _unique_names(names: list[str]) -> list[str]:
-    seen, unique = {}, []
-    for name in names:
-        seen[name] = seen.get(name, -1) + 1
-        unique.append(name if seen[name] == 0 else f"{name}:{seen[name]}")
+    """Returns the names, those that came before with a number behind them."""
+    taken, unique = set(names), []
+    for place, name in enumerate(names):
+        free = (f"{name}:{number}" for number in itertools.count(1))
+        is_first = name not in names[:place]
+        unique.append(name if is_first else next(n for n in free if n not in taken))
+        taken.add(unique[-1])
     return unique

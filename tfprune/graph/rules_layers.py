@@ -3,7 +3,7 @@
 import numpy as np
 from keras import layers
 
-from tfprune.graph.flows import along, is_elementwise, keeps_zero
+from tfprune.graph.flows import along, is_elementwise, keeps_zero, passed_on
 from tfprune.graph.registry import register_rule
 from tfprune.graph.trace import Binding, Call, Tensor
 
@@ -216,14 +216,13 @@ def prelu(call: Call, x: Tensor):
     for axis in range(-len(alpha.shape), 0):
         if alpha.shape[axis] > 1:
             call.bind(alpha, axis, x.labels[axis])
-    call.zeros = lambda zeros: zeros
+    call.zeros = passed_on
     return Tensor(call.outputs[0].shape, x.labels)
 
 
 @register_rule(
     layers.LayerNormalization,
     layers.RMSNormalization,
-    layers.GroupNormalization,
     layers.UnitNormalization,
 )
 def normalization_across_channels(call: Call, x: Tensor, **kwargs):

@@ -4,7 +4,7 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph.flows import channelwise, concatenate, elementwise, is_elementwise
-from tfprune.graph.flows import move
+from tfprune.graph.flows import move, passed_on
 from tfprune.graph.registry import register_rule
 from tfprune.graph.rules_layers import channel_axis
 from tfprune.graph.trace import Call, Tensor
@@ -46,7 +46,7 @@ def regularization(call: Call, x: Tensor, **kwargs):
     for axis, size in enumerate(noise_shape):
         if size not in (None, 1):
             call.lock(x.labels[axis], f"`noise_shape` of {call.path!r} is fixed")
-    call.zeros = lambda zeros: zeros
+    call.zeros = passed_on
     return Tensor(call.outputs[0].shape, x.labels)
 
 

@@ -4,6 +4,7 @@ Every axis of a tensor is plain (None) or carries one integer label per index.
 A rule per layer type states which labels are the same; union-find does the rest.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -173,8 +174,16 @@ class Call:
             (size, self.trace.labels_of(variable, axis))
             for axis, size in enumerate(variable.shape)
         ]
-        sizes = [size for size, labels in [*axes, *positions] if labels is None]
-        labels = [labels for _, labels in [*axes, *positions] if labels is not None]
+        self.count_product([*axes, *positions])
+
+    def count_product(self, axes) -> None:
+        """Counts as many multiply-accumulates as the product of all axes.
+
+        Args:
+            axes: pairs `(size, labels or None)`.
+        """
+        sizes = [size for size, labels in axes if labels is None]
+        labels = [labels for _, labels in axes if labels is not None]
         self.trace.terms.append(
             MacTerm(self.path, int(np.prod(sizes, dtype=np.int64)), tuple(labels))
         )
@@ -271,7 +280,7 @@ class Trace:
         path = f"{prefix}{operation.name}"
         call = Call(self, operation, path, node)
         call.inputs = [t for t in tree.flatten((args, kwargs)) if isinstance(t, Tensor)]
-        call.outputs = results
+        call.outputs = [_closed(t, call.inputs) for t in results]
         if isinstance(operation, (Functional, keras.Sequential)):
             return self._call_nested(operation, call.inputs, path)
         outputs = self._apply_rule(call, args, kwargs)
@@ -289,6 +298,9 @@ class Trace:
     def _apply_rule(self, call: Call, args, kwargs):
         rule = self._rule_of(call.operation)
         given = {k: v for k, v in kwargs.items() if v is not None and k != "training"}
+        first = next(iter(inspect.signature(call.operation.call).parameters), None)
+        if not args and first in given:
+            args = (given.pop(first),)
         try:
             inspect.signature(rule).bind(call, *args, **given)
         except TypeError:
@@ -327,6 +339,23 @@ class Trace:
                 if one is not None and other is not None and len(one) != len(other):
                     one, other = np.append(one, other), None
                 self.tie(one, other, reason="shared with channels that are kept")
+
+
+def variable_of(layer, name: str):
+    """Returns the variable under a dotted name, such as `"cell.kernel"`."""
+    return functools.reduce(getattr, name.split("."), layer)
+
+
+def _closed(tensor: Tensor, inputs: list[Tensor]) -> Tensor:
+    """Returns a tensor with the sizes that Keras leaves open, taken from the inputs."""
+
+    def size_of(axis: int) -> int:
+        sizes = [x.shape[axis] for x in inputs if len(x.shape) == len(tensor.shape)]
+        return sizes[0] if sizes else OPEN_SIZE
+
+    first, *rest = tensor.shape
+    sizes = [size_of(a) if n is None else n for a, n in enumerate(rest, start=1)]
+    return Tensor((first, *sizes))
 
 
 def assumed_shape(keras_tensor) -> tuple:

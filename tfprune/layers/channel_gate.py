@@ -66,8 +66,9 @@ class ChannelGate(SwapWrapper):
             built, its scale and shift are taken over in place.
         mask: `ChannelMask` of the output channels, possibly shared with other
             gates. By default one of its own; False for no output gate.
-        input_mask: `ChannelMask` of the input channels, for layers that read
-            channels which something in between made non-zero. Defaults to None.
+        input_masks: `{"attribute:axis": ChannelMask}`: masks on kernel axes that read
+            channels which something in between made non-zero, such as
+            `{"_kernel:0": mask}` on a Dense. These work on layers of any type.
 
     Source: You et al., "Gate Decorator", 2019, section 3.1.
 
@@ -78,24 +79,26 @@ class ChannelGate(SwapWrapper):
     ```
     """
 
-    def __init__(self, layer, mask=None, input_mask=None, **kwargs):
-        if not isinstance(layer, GATED_TYPES):
+    def __init__(self, layer, mask=None, input_masks=None, **kwargs):
+        if mask is not False and not isinstance(layer, GATED_TYPES):
             names = ", ".join(each.__name__ for each in GATED_TYPES)
             raise ValueError(
-                f"`layer` must be one of {names}. Received: {layer!r} "
+                f"`layer` must be one of {names}, or `mask` False. Received: {layer!r} "
                 f"(of type {type(layer).__name__})"
             )
-        self._given = (mask, input_mask)
+        input_masks = input_masks or {}
+        self._places = tuple(input_masks)
+        # Keras adopts layers in `build` only, which may run at once or later.
+        object.__setattr__(self, "_given", (mask, list(input_masks.values())))
         super().__init__(layer, **kwargs)
 
     def build(self, input_shape=None):
         super().build(input_shape)
-        mask, input_mask = self._given
-        del self._given
+        mask, self.input_masks = self._given
+        object.__delattr__(self, "_given")
         if mask is None:
             mask = ChannelMask(self.num_channels, name="output_mask")
         self.output_mask = mask or None
-        self.input_mask = input_mask or None
         self.gate = self.base = None
         if self.output_mask is not None:
             self._build_gate()
@@ -107,15 +110,10 @@ class ChannelGate(SwapWrapper):
             self.gate = self.add_weight(name="gate", **settings)
         else:
             self.base = self.add_weight(name="base", trainable=False, **settings)
-        self.take_over_scale()
+            self._take_over_scale()
 
-    def take_over_scale(self):
-        """Turns gamma and beta into gate, base and shift; no output changes.
-
-        For a gate whose layer got other values of scale and shift after it was made.
-        """
-        if self.base is None:
-            return
+    def _take_over_scale(self):
+        """Turns gamma and beta into gate, base and shift; no output changes."""
         gamma = self.layer.gamma.numpy()
         beta = np.zeros_like(gamma) if self.layer.beta is None else self.layer.beta.numpy()
         shared = (gamma != 0) & (np.abs(beta) <= MAX_SHIFT * np.abs(gamma))
@@ -146,73 +144,70 @@ class ChannelGate(SwapWrapper):
         gate = ops.convert_to_tensor(gate)
         return gate * ops.cast(self.output_mask.mask, gate.dtype)
 
-    def effective(self) -> dict:
-        """Returns `{variable name: tensor}` of the layer with gate and masks inside."""
+    @property
+    def input_places(self) -> dict:
+        """`{(dotted attribute, axis): ChannelMask}` of the masks on what is read."""
+        places = (place.rsplit(":", 1) for place in self._places)
+        return {
+            (name, int(axis)): mask
+            for (name, axis), mask in zip(places, self.input_masks, strict=True)
+        }
+
+    def swaps(self) -> dict:
+        """Returns `{dotted attribute: value}` of the layer with gate and masks inside."""
         values = {}
         if self.output_mask is not None:
             values.update(self._gated(self.factors()))
-        if self.input_mask is not None:
-            self._mask_inputs(values)
+        for (name, axis), mask in self.input_places.items():
+            variable = values.get(name)
+            if variable is None:
+                owner, attribute = self._find(name)
+                variable = owner[attribute]
+            values[name] = _scaled(variable, mask.mask, axis)
         return values
-
-    def swaps(self) -> dict:
-        values = self.effective()
-        swaps = {}
-        for name, value in values.items():
-            variable = getattr(self.layer, name)
-            attribute = name if variable is None else attribute_of(self.layer, variable)
-            swaps[attribute] = value
-        if "gamma" in values:
-            swaps["scale"] = True
-        return swaps
 
     def _gated(self, factors) -> dict:
         layer = self.layer
         if isinstance(layer, layers.BatchNormalization):
             scale = factors if self.base is None else factors * self.base
-            return {"gamma": scale, **self._shifted("beta", factors)}
-        if isinstance(layer, _DEPTHWISE):
-            kernel = ops.convert_to_tensor(layer.kernel)
-            by_channel = ops.reshape(factors, kernel.shape[-2:])
-            gated = kernel * ops.cast(by_channel, kernel.dtype)
-            return {"kernel": gated, **self._shifted("bias", factors)}
+            return {"gamma": scale, "scale": True, **self._shifted("beta", factors)}
         variable, axis = _output_kernel(layer)
-        name = "pointwise_kernel" if isinstance(layer, _SEPARABLE) else "kernel"
-        return {
-            name: _scaled(variable, factors, axis),
-            **self._shifted("bias", factors),
-        }
+        tensor = ops.convert_to_tensor(variable)
+        if isinstance(layer, _DEPTHWISE):
+            by_channel = ops.reshape(factors, tensor.shape[-2:])
+            gated = tensor * ops.cast(by_channel, tensor.dtype)
+        else:
+            gated = _scaled(tensor, factors, axis)
+        return {attribute_of(layer, variable): gated, **self._shifted("bias", factors)}
 
     def _shifted(self, name, factors) -> dict:
         shift = getattr(self.layer, name)
         return {} if shift is None else {name: _scaled(shift, factors, -1)}
 
-    def _mask_inputs(self, values) -> None:
-        variable, axis = _input_kernel(self.layer)
-        name = "depthwise_kernel" if isinstance(self.layer, _SEPARABLE) else "kernel"
-        values[name] = _scaled(values.get(name, variable), self.input_mask.mask, axis)
-
     def get_config(self):
         return {
             **super().get_config(),
-            "mask": _serialize_shared(self.output_mask),
-            "input_mask": _serialize_shared(self.input_mask),
+            "mask": _serialize_shared(self.output_mask) if self.output_mask else False,
+            "input_masks": {
+                place: _serialize_shared(mask)
+                for place, mask in zip(self._places, self.input_masks, strict=True)
+            },
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        for name in ("layer", "mask", "input_mask"):
-            if isinstance(config[name], dict):
-                config[name] = keras.saving.deserialize_keras_object(
-                    config[name], custom_objects=custom_objects
-                )
-        return cls(**config)
+        def load(value):
+            return keras.saving.deserialize_keras_object(
+                value, custom_objects=custom_objects
+            )
+
+        masks = {place: load(each) for place, each in config["input_masks"].items()}
+        mask = load(config["mask"]) if config["mask"] else False
+        loaded = {"layer": load(config["layer"]), "mask": mask, "input_masks": masks}
+        return cls(**{**config, **loaded})
 
 
 def _serialize_shared(mask):
-    if mask is None:
-        return False
     config = keras.saving.serialize_keras_object(mask)
     # Keras keeps the first occurrence of a shared object without an id, so the
     # second could not find it: every occurrence carries the id here.
@@ -231,10 +226,3 @@ def _output_kernel(layer):
     if isinstance(layer, _SEPARABLE):
         return layer.pointwise_kernel, -1
     return layer.kernel, -2 if isinstance(layer, _TRANSPOSED) else -1
-
-
-def _input_kernel(layer):
-    """Returns the kernel that reads the input channels and their axis on it."""
-    if isinstance(layer, _SEPARABLE):
-        return layer.depthwise_kernel, -2
-    return layer.kernel, -1 if isinstance(layer, _TRANSPOSED) else -2

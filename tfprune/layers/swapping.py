@@ -37,19 +37,26 @@ class SwapWrapper(keras.layers.Wrapper):
         return call
 
     def swaps(self) -> dict:
-        """Returns `{attribute of the layer: value during the call}`."""
+        """Returns `{dotted attribute of the layer: value during the call}`."""
         raise NotImplementedError
 
     def _call_swapped(self, *args, **kwargs):
-        attributes = vars(self.layer)
-        values = self.swaps()
-        own = {name: attributes[name] for name in values}
-        # Writing to the dict goes around the trackers, which would adopt the tensors.
-        attributes.update(values)
+        swaps = [(*self._find(name), value) for name, value in self.swaps().items()]
+        own = [(owner, name, owner[name]) for owner, name, _ in swaps]
         try:
+            # Writing to the dict goes around the trackers, which would adopt the
+            # tensors.
+            for owner, name, value in swaps:
+                owner[name] = value
             return self.layer.call(*args, **kwargs)
         finally:
-            attributes.update(own)
+            for owner, name, value in own:
+                owner[name] = value
+
+    def _find(self, dotted: str) -> tuple[dict, str]:
+        """Returns the dict that holds an attribute, and its name there."""
+        *owners, name = dotted.split(".")
+        return vars(functools.reduce(getattr, owners, self.layer)), name
 
     def build(self, input_shape=None):
         if not self.layer.built:
@@ -71,11 +78,14 @@ class SwapWrapper(keras.layers.Wrapper):
         return self.layer.compute_mask(*args, **kwargs)
 
 
-def attribute_of(layer, variable) -> str:
-    """Returns the name under which a layer's `__dict__` holds a variable."""
+def attribute_of(layer, variable) -> str | None:
+    """Returns the dotted name under which a layer or a layer in it holds a variable."""
     for name, value in vars(layer).items():
         if value is variable:
             return name
-    raise ValueError(
-        f"{type(layer).__name__} {layer.name!r} does not hold {variable.name!r} itself."
-    )
+    for name, value in vars(layer).items():
+        if isinstance(value, keras.layers.Layer):
+            inner = attribute_of(value, variable)
+            if inner is not None:
+                return f"{name}.{inner}"
+    return None

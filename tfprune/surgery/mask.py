@@ -8,7 +8,7 @@ import numpy as np
 from tfprune.constraints import ZeroSlices
 from tfprune.graph import Graph
 from tfprune.graph.zeros import dead_units
-from tfprune.layers import ChannelMask
+from tfprune.layers import ChannelGate
 from tfprune.masks import Masks
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 
@@ -143,9 +143,9 @@ def set_masks(graph: Graph, masks: Mapping) -> None:
 
 def gate_masks(graph: Graph) -> list:
     """Returns `(mask variable, labels)` of every gate in the graph's model."""
-    own = {}
+    own = set()
     for call in graph.calls:
-        for mask in (getattr(call.operation, n, None) for n in ("output_mask", "input_mask")):
-            if isinstance(mask, ChannelMask):
-                own[id(mask.mask)] = mask.mask
+        if isinstance(call.operation, ChannelGate):
+            masks = [call.operation.output_mask, *call.operation.input_masks]
+            own.update(id(mask.mask) for mask in masks if mask is not None)
     return [(b.variable, b.labels) for b in graph.bindings if id(b.variable) in own]

@@ -50,6 +50,7 @@ class Rebuilder:
 
     def model(self, model, prefix: str = ""):
         """Returns the new model; `pairs` then lists (old, new) operations."""
+        as_functional(model)
         # Rebuilding under one scope keeps objects shared that share an id.
         with object_sharing_scope():
             new = self._model(model, prefix)
@@ -171,7 +172,7 @@ def _lean_arguments(layer, config: dict, plain: bool) -> dict:
     """Returns arguments that are quicker or safer than what the config says."""
     own = vars(layer)
     # Every weight is assigned afterwards: drawing random ones would be waste.
-    arguments = {name: "zeros" for name in _initializers(layer) if name in config}
+    arguments = {name: "zeros" for name in initializers_of(layer) if name in config}
     activation = own.get("activation")
     if callable(activation) and not isinstance(activation, keras.layers.Layer):
         # As an object it needs no name that Keras can look up again.
@@ -182,7 +183,8 @@ def _lean_arguments(layer, config: dict, plain: bool) -> dict:
     return arguments
 
 
-def _initializers(layer) -> dict:
+def initializers_of(layer) -> dict:
+    """Returns the initializers that a layer holds under their argument's name."""
     return {k: v for k, v in vars(layer).items() if k.endswith("_initializer")}
 
 
@@ -222,5 +224,8 @@ def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy())
                 f"{value.shape} but its copy was built with {tuple(target.shape)}."
             )
         target.assign(value)
+    if isinstance(new, keras.layers.Normalization):
+        # It computes with constants that it makes of its variables.
+        new.finalize_state()
     if isinstance(old, keras.layers.Layer):
-        vars(new).update(_initializers(old))
+        vars(new).update(initializers_of(old))

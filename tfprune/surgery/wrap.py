@@ -10,14 +10,21 @@ from keras import layers as keras_layers
 
 from tfprune.graph import Graph
 from tfprune.graph.flows import keeps_zero
-from tfprune.graph.nodes import flatten_layers
+from tfprune.graph.nodes import as_functional, flatten_layers
 from tfprune.graph.zeros import exposed, propagate_zeros
 from tfprune.layers import GATED_TYPES, ChannelGate, ChannelMask
-from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.layers.swapping import attribute_of
+from tfprune.surgery.rebuild import (
+    Rebuilder,
+    copy_operation_like,
+    copy_state,
+    initializers_of,
+)
 
 
 def has_gates(model: keras.Model) -> bool:
     """Returns whether any layer of a model is wrapped in a `ChannelGate`."""
+    as_functional(model)
     return any(isinstance(layer, ChannelGate) for layer in flatten_layers(model))
 
 
@@ -81,7 +88,7 @@ def _check_arguments(gate, arguments: dict) -> None:
             "`gate` must be a gate class or a callable `gate(layer) -> layer`. "
             f"Received: {gate!r}"
         )
-    own = {"self", "layer", "mask", "input_mask", "args", "kwargs"}
+    own = {"self", "layer", "mask", "input_masks", "args", "kwargs"}
     known = [name for name in inspect.signature(gate).parameters if name not in own]
     unknown = [name for name in arguments if name not in known]
     if unknown:
@@ -92,21 +99,28 @@ def _check_arguments(gate, arguments: dict) -> None:
 
 
 class _Places:
-    """Where gates go: `{id(operation): labels}` of outputs and of inputs."""
+    """Where gates go.
+
+    Attributes:
+        outputs: `{id(operation): labels}` of the channels it makes.
+        inputs: `{id(operation): {"attribute:axis": labels}}` of what it reads.
+    """
 
     def __init__(self, graph: Graph):
         self._graph = graph
         self._maker = {id(t): call for call in graph.calls for t in call.outputs}
         self.outputs: dict[int, np.ndarray] = {}
-        self.inputs: dict[int, np.ndarray] = {}
+        self.inputs: dict[int, dict[str, np.ndarray]] = {}
         for call in graph.calls:
             if isinstance(call.layer, keras_layers.BatchNormalization):
                 self._gate_output(call)
         for call, read in self._exposed_reads():
             self._gate_makers(read.x, set())
         for call, read in self._exposed_reads():
-            if isinstance(call.layer, GATED_TYPES):
-                self.inputs[id(call.operation)] = read.labels
+            name = attribute_of(call.layer, read.variable)
+            if name is not None:
+                own = self.inputs.setdefault(id(call.operation), {})
+                own[f"{name}:{read.axis}"] = read.labels
 
     def restrict(self, patterns: list[str]) -> None:
         """Keeps only gates whose layer matches; gates layers that were not chosen."""
@@ -185,42 +199,43 @@ def _wrap(model, graph: Graph, places: _Places, gate, arguments: dict) -> keras.
         return masks[key]
 
     def make(operation, path):
-        twin = copy_operation_like(operation)
-        output, inputs = (
-            side.get(id(operation)) for side in (places.outputs, places.inputs)
-        )
-        if output is None and inputs is None:
-            return twin
-        if not (isinstance(gate, type) and issubclass(gate, ChannelGate)):
-            return twin if output is None else _gate_built(operation, twin, gate, arguments)
+        output = places.outputs.get(id(operation))
+        inputs = places.inputs.get(id(operation), {})
+        is_gate = isinstance(gate, type) and issubclass(gate, ChannelGate)
+        if output is None and not (inputs and is_gate):
+            return copy_operation_like(operation)
+        twin = _built_copy(operation)
+        if not is_gate:
+            return _checked_gate(gate(twin, **arguments), path)
         return gate(
             twin,
             mask=False if output is None else shared_mask(output, path),
-            input_mask=None if inputs is None else shared_mask(inputs, path),
+            input_masks={k: shared_mask(ls, path) for k, ls in inputs.items()},
             **arguments,
         )
 
     rebuilder = Rebuilder(make)
     new = rebuilder.model(model)
     for old, twin in rebuilder.pairs:
-        if isinstance(twin, ChannelGate):
-            copy_state(old, twin.layer)
-            twin.take_over_scale()
-        elif type(twin) is type(old):
+        if type(twin) is type(old):
             copy_state(old, twin)
     return new
 
 
-def _gate_built(old, twin, gate, arguments: dict):
-    """Applies a gate that may look at the weights of the layer it gets."""
-    twin.build_from_config(old.get_build_config())
-    copy_state(old, twin)
-    gated = gate(twin, **arguments)
-    if not isinstance(gated, keras.layers.Layer):
-        raise ValueError(
-            f"`gate` must return a Keras layer. Received for {old.name!r}: {gated!r}"
-        )
-    return gated
+def _built_copy(layer):
+    """Returns a copy with weights: a gate may look at them, and take them over."""
+    twin = copy_operation_like(layer)
+    twin.build_from_config(layer.get_build_config())
+    copy_state(layer, twin)
+    return twin
+
+
+def _checked_gate(gated, path: str):
+    if isinstance(gated, keras.layers.Layer):
+        return gated
+    raise ValueError(
+        f"`gate` must return a Keras layer. Received for {path!r}: {gated!r}"
+    )
 
 
 def strip(model: keras.Model) -> keras.Model:
@@ -273,11 +288,12 @@ def _copy_without_gate(operation, counts):
 
 
 def _fold_gate(gate: ChannelGate, twin) -> None:
-    new = {variable.name: variable for variable in twin.variables}
-    for variable in gate.layer.variables:
-        new[variable.name].assign(variable.numpy())
-    for name, value in gate.effective().items():
-        if name in new:
-            new[name].assign(value)
-    initializers = {k: v for k, v in vars(gate.layer).items() if "_initializer" in k}
-    vars(twin).update(initializers)
+    """Gives a plain copy the weights that the gate makes its layer run with."""
+    values = gate.swaps()
+    added = len(twin.variables) - len(gate.layer.variables)
+    # A scale that the layer did not have comes first among its variables.
+    for old, new in zip(gate.layer.variables, twin.variables[added:], strict=True):
+        new.assign(values.get(attribute_of(gate.layer, old), old))
+    if added:
+        twin.gamma.assign(values["gamma"])
+    vars(twin).update(initializers_of(gate.layer))

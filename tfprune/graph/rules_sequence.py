@@ -1,0 +1,189 @@
+"""Rules of recurrent layers and of layers that wrap another one."""
+
+from dataclasses import replace
+
+import numpy as np
+from keras import layers
+
+from tfprune.graph.flows import concatenate
+from tfprune.graph.nodes import tree
+from tfprune.graph.registry import find_rule, register_rule
+from tfprune.graph.trace import Binding, Call, Tensor, variable_of
+
+
+@register_rule(layers.SimpleRNN, layers.GRU, layers.LSTM)
+def recurrent(call: Call, x: Tensor, initial_state=None, mask=None):
+    layer = call.layer
+    if layer.stateful:
+        return None
+    call.lock_all(x, f"a step axis of {call.path!r}", but=2)
+    cell = layer.cell
+    call.read(cell.kernel, 0, x, 2)
+    units = _recurrence(call, cell.kernel, cell.recurrent_kernel, cell.bias)
+    outputs = [out.with_labels({-1: units}) for out in call.outputs]
+    states = tree.flatten(initial_state) if initial_state is not None else ()
+    for state in states:
+        call.tie(units, state.labels[-1])
+    # The layer reads its own output, step after step.
+    call.read(cell.recurrent_kernel, 0, outputs[0], -1)
+    for kernel in (cell.kernel, cell.recurrent_kernel):
+        call.count_macs(kernel, [(x.shape[1], None)])
+    call.settings = lambda kept: {"units": int(kept(units).sum())} if _has(units) else {}
+    return outputs
+
+
+def _has(labels) -> bool:
+    return labels is not None
+
+
+def _recurrence(call: Call, kernel, recurrent_kernel, bias):
+    """Ties the gates of a recurrent layer: each has one column per unit."""
+    size, columns = recurrent_kernel.shape[-2:]
+    units = call.trace.labels_of(recurrent_kernel, -2)
+    if size == 1:
+        return None
+    if units is None:
+        units = call.new_labels(size)
+    gates = np.tile(units, columns // size)
+    call.bind(kernel, -1, gates)
+    call.bind(recurrent_kernel, -1, gates)
+    if bias is not None:
+        call.bind(bias, -1, gates)
+    return units
+
+
+@register_rule(layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)
+def conv_lstm(call: Call, x: Tensor, initial_state=None, mask=None):
+    layer, cell = call.layer, call.layer.cell
+    first = layer.data_format == "channels_first"
+    if layer.stateful or initial_state is not None or first:
+        return None
+    axis = len(x.shape) - 1
+    call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
+    call.read(cell.kernel, -2, x, axis)
+    units = _recurrence(call, cell.kernel, cell.recurrent_kernel, cell.bias)
+    outputs = [out.with_labels({-1: units}) for out in call.outputs]
+    call.read(cell.recurrent_kernel, -2, outputs[0], -1)
+    spatial = [(size, None) for size in _last_map(layer, outputs[0])]
+    for kernel in (cell.kernel, cell.recurrent_kernel):
+        call.count_macs(kernel, [(x.shape[1], None), *spatial])
+    call.settings = (
+        lambda kept: {"filters": int(kept(units).sum())} if _has(units) else {}
+    )
+    return outputs
+
+
+def _last_map(layer, out: Tensor) -> tuple:
+    return out.shape[2:-1] if layer.return_sequences else out.shape[1:-1]
+
+
+def trace_inner(call: Call, inner, inputs: list[Tensor], outputs: list[Tensor], **kwargs):
+    """Traces a layer inside another one; the inner call is returned with its outputs.
+
+    Returns:
+        The inner `Call`, or None if the inner layer has no rule.
+    """
+    rule = find_rule(inner)
+    if rule is None:
+        return None
+    inner_call = replace(
+        call, operation=inner, inputs=inputs, outputs=outputs, reads=[], settings=None
+    )
+    results = rule.trace(inner_call, *inputs, **kwargs)
+    if results is None:
+        return None
+    inner_call.outputs = [results] if isinstance(results, Tensor) else list(results)
+    return inner_call
+
+
+def inner_settings(inner_call: Call, kept) -> dict:
+    """Returns the constructor arguments of an inner layer that follow its width."""
+    settings = {} if inner_call.settings is None else inner_call.settings(kept)
+    for argument, (name, axis) in find_rule(inner_call.layer).sizes.items():
+        labels = inner_call.trace.labels_of(variable_of(inner_call.layer, name), axis)
+        if labels is not None:
+            settings[argument] = int(kept(labels).sum())
+    return settings
+
+
+def _with_settings(layer, argument: str, settings: dict) -> dict:
+    """Returns the config of a wrapped layer with other constructor arguments."""
+    config = layer.get_config()[argument]
+    return {**config, "config": {**config["config"], **settings}, "build_config": None}
+
+
+@register_rule(layers.TimeDistributed)
+def time_distributed(call: Call, x: Tensor, mask=None):
+    layer, (out,) = call.layer, call.outputs
+    call.lock(x.labels[1], f"the step axis of {call.path!r}")
+    step = Tensor(_without_step(x.shape), _without_step(x.labels))
+    num_terms = len(call.trace.terms)
+    inner = trace_inner(call, layer.layer, [step], [Tensor(_without_step(out.shape))])
+    if inner is None:
+        return None
+    terms = call.trace.terms
+    terms[num_terms:] = [
+        replace(term, constant=term.constant * x.shape[1]) for term in terms[num_terms:]
+    ]
+    call.reads = [replace(read, x=x, x_axis=read.x_axis + 1) for read in inner.reads]
+    call.zeros = inner.zeros
+    call.settings = lambda kept: {
+        "layer": _with_settings(layer, "layer", inner_settings(inner, kept))
+    }
+    (result,) = inner.outputs
+    return Tensor(out.shape, (None, None, *result.labels[1:]))
+
+
+def _without_step(values: tuple) -> tuple:
+    return (values[0], *values[2:])
+
+
+@register_rule(layers.Bidirectional)
+def bidirectional(call: Call, x: Tensor, initial_state=None, mask=None):
+    layer = call.layer
+    if initial_state is not None or layer.return_state or layer.merge_mode is None:
+        return None
+    (out,) = call.outputs
+    width = out.shape[-1] // (2 if layer.merge_mode == "concat" else 1)
+    half = Tensor((*out.shape[:-1], width))
+    parts = [
+        trace_inner(call, inner, [x], [half])
+        for inner in (layer.forward_layer, layer.backward_layer)
+    ]
+    if None in parts:
+        return None
+    call.reads = [read for part in parts for read in part.reads]
+    call.settings = lambda kept: {
+        argument: _with_settings(layer, argument, inner_settings(part, kept))
+        for argument, part in zip(("layer", "backward_layer"), parts, strict=True)
+    }
+    halves = [part.outputs[0] for part in parts]
+    # Keras takes the width of one direction for that of both.
+    units = call.tie(*(each.labels[-1] for each in halves))
+    if layer.merge_mode == "concat":
+        result = concatenate(call, halves, -1)
+        call.zeros = None
+        return result
+    return out.with_labels({-1: units})
+
+
+@register_rule(layers.GroupNormalization)
+def group_normalization(call: Call, x: Tensor, **kwargs):
+    """Whole norm groups may go: the statistics of the others stay the same."""
+    layer = call.layer
+    axis = layer.axis % len(x.shape)
+    labels = x.labels[axis]
+    call.lock_all(x, f"normalized over in {call.path!r}", but=axis)
+    if labels is not None and layer.groups == 1:
+        call.lock(labels, f"GroupNormalization {call.path!r} normalizes across them")
+        call.trace.skipped.setdefault(call.path, "one norm group keeps its channels")
+    elif labels is not None:
+        width = len(labels) // layer.groups
+        table = labels.reshape(layer.groups, width)
+        for column in table.T[1:]:
+            call.tie(table[:, 0], column)
+        call.settings = lambda kept: {"groups": int(kept(labels).sum()) // width}
+    for variable in (layer.gamma, layer.beta):
+        if variable is not None:
+            call.trace.bind(Binding(call.path, variable, 0, labels, read=False))
+    return Tensor(call.outputs[0].shape, x.labels)
