@@ -1,12 +1,12 @@
-# make demo | make test | make benchmark [MODELS=dir]; each makes its own environment.
+# make demo | make test | make benchmark; each makes its own environment.
 # Another interpreter:  make test PYTHON=python3.12 VENV=.venv-3.12
+# Options:              make benchmark ARGS="--models-dir DIR"
 
 supported = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 candidates := python3 python3.13 python3.12 python3.11
 PYTHON ?= $(shell for python in $(candidates); do \
 	$$python -c "$(supported)" 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
-MODELS ?= ../shared/models
 ARGS ?=
 
 python := $(VENV)/bin/python
@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 	@$(python) -m pytest $(ARGS)
 
 benchmark: $(VENV)/.dev
-	@$(python) benchmarks/structure.py --models-dir $(MODELS) $(ARGS)
+	@$(python) benchmarks/structure.py $(ARGS)
 
 # setup.cfg alone says what is installed, so only a change of it makes a new one.
 $(VENV)/.made: setup.cfg
