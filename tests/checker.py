@@ -90,10 +90,14 @@ def randomize(model, seed=0, size=16):
     _follow_data(model, size)
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization) and layer.built:
-            mean, variance = (v.numpy() for v in (layer.moving_mean, layer.moving_variance))
+            mean, variance = (
+                v.numpy() for v in (layer.moving_mean, layer.moving_variance)
+            )
             shift = random.normal(size=mean.shape) * 0.3 * np.sqrt(variance)
             layer.moving_mean.assign(mean + shift)
-            layer.moving_variance.assign(variance * random.uniform(0.5, 1.5, mean.shape))
+            layer.moving_variance.assign(
+                variance * random.uniform(0.5, 1.5, mean.shape)
+            )
     return model
 
 

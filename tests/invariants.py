@@ -74,7 +74,9 @@ def check_masked(model, small, masks, inputs, tolerance):
                 expected[~stays] = 0
             assert np.array_equal(new.numpy(), expected), (path, old.name)
     expected = checker.outputs_of(masked, inputs)
-    assert checker.relative_error(expected, checker.outputs_of(small, inputs)) <= tolerance
+    assert (
+        checker.relative_error(expected, checker.outputs_of(small, inputs)) <= tolerance
+    )
     assert same_masks(model, tfprune.read_masks(masked), masks)
     return masked
 
@@ -96,7 +98,9 @@ def check_wrapped(model, masked, masks, inputs, tolerance):
     dense = checker.outputs_of(model, inputs)
     wrapped = tfprune.prune_wrap(model)
     assert has_gates(wrapped)
-    assert checker.relative_error(dense, checker.outputs_of(wrapped, inputs)) <= tolerance
+    assert (
+        checker.relative_error(dense, checker.outputs_of(wrapped, inputs)) <= tolerance
+    )
     gated = tfprune.Graph(wrapped)
     assert _groups(gated) == _groups(graph)
     assert gated.locked.keys() == graph.locked.keys()
@@ -112,7 +116,9 @@ def check_wrapped(model, masked, masks, inputs, tolerance):
     received = checker.outputs_of(stripped, inputs)
     assert checker.relative_error(closed, received) <= tolerance
     small = tfprune.compact(wrapped)
-    assert checker.relative_error(closed, checker.outputs_of(small, inputs)) <= tolerance
+    assert (
+        checker.relative_error(closed, checker.outputs_of(small, inputs)) <= tolerance
+    )
     # Channels that were zero before, such as padding, go as well.
     promised = tfprune.cost(graph, tfprune.read_masks(wrapped))
     assert tfprune.cost(small).macs == promised.macs

@@ -159,7 +159,9 @@ def test_empty_mask(unchanged, door):
 
 
 @pytest.mark.parametrize("door", sorted(MASKS_DOORS))
-@pytest.mark.parametrize("mask", [np.ones(8), [1] * 8, "all", None, np.ones((8, 1), bool)])
+@pytest.mark.parametrize(
+    "mask", [np.ones(8), [1] * 8, "all", None, np.ones((8, 1), bool)]
+)
 def test_masks_that_are_no_masks(unchanged, door, mask):
     with pytest.raises(ValueError, match="bool array"):
         MASKS_DOORS[door](unchanged, {"stem_conv": mask})

@@ -58,7 +58,9 @@ def test_norms_by_eye():
 def test_a_layer_of_another_scale_scores_alike():
     one = dense_net([[[3.0, 0.5], [4.0, -1.0]]])
     other = dense_net([[[300.0, 50.0], [400.0, -100.0]]])
-    np.testing.assert_allclose(Magnitude()(one)["a"], Magnitude()(other)["a"], rtol=1e-6)
+    np.testing.assert_allclose(
+        Magnitude()(one)["a"], Magnitude()(other)["a"], rtol=1e-6
+    )
 
 
 def test_coupled_kernels_are_averaged():

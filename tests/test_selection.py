@@ -98,7 +98,9 @@ def test_multiple_of():
     # 9 units have to go: a keeps a multiple of 8 or all of its 20.
     assert [m.sum() for m in masks.values()] == [8, 10]
     for goal in (0.1, 0.2, 0.4):
-        masks = tfprune.select(net(20, 10), importance, Budget(sparsity=goal, multiple_of=8))
+        masks = tfprune.select(
+            net(20, 10), importance, Budget(sparsity=goal, multiple_of=8)
+        )
         for mask in masks.values():
             assert mask.all() or mask.sum() % 8 == 0
 
@@ -138,7 +140,9 @@ def test_kept_units_are_the_best_of_their_group():
     graph = net(16, 12, 9)
     importance = tfprune.importances.Random(5)
     for scope in ("global", "uniform"):
-        masks = tfprune.select(graph, importance, Budget(flops_reduction=0.5), scope=scope)
+        masks = tfprune.select(
+            graph, importance, Budget(flops_reduction=0.5), scope=scope
+        )
         for name, values in importance(graph).items():
             mask = masks[name]
             if not mask.all():
@@ -192,7 +196,9 @@ def test_fractions_scale_to_a_budget():
 
 def test_fraction_of_a_layer_that_is_coupled():
     inputs = layers.Input((4,))
-    x = layers.Add()([layers.Dense(8, name="a")(inputs), layers.Dense(8, name="b")(inputs)])
+    x = layers.Add()(
+        [layers.Dense(8, name="a")(inputs), layers.Dense(8, name="b")(inputs)]
+    )
     graph = tfprune.Graph(keras.Model(inputs, layers.Dense(2)(x)))
     for name in ("a", "b"):
         (mask,) = tfprune.select(graph, "random", scope={name: 0.25}).values()

@@ -110,7 +110,9 @@ def test_small_version(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_application(name):
-    model = getattr(applications, name)(**_settings(75 if name == "InceptionV3" else 96))
+    model = getattr(applications, name)(
+        **_settings(75 if name == "InceptionV3" else 96)
+    )
     _, small = check(model, tolerance=1e-4)
     if name != "ConvNeXtTiny":
         assert tfprune.cost(model).macs == checker.profiled_macs(model)

@@ -21,7 +21,12 @@ def groups(graph) -> dict:
 
 def test_groups_of_a_residual_network(graph):
     found = groups(graph)
-    assert list(found) == ["stem_conv", "block1_a_conv", "block2_a_conv", "block2_b_conv"]
+    assert list(found) == [
+        "stem_conv",
+        "block1_a_conv",
+        "block2_a_conv",
+        "block2_b_conv",
+    ]
     assert found["stem_conv"] == (
         8,
         {"stem_conv", "stem_bn", "block1_b_conv", "block1_b_bn"},
@@ -48,7 +53,9 @@ def test_names_are_the_same_after_files_copies_and_rebuilding(graph, tmp_path):
 
 
 def test_slices_by_eye():
-    model = keras.Sequential([layers.Input((2, 2, 1)), layers.Conv2D(3, 1, name="conv")])
+    model = keras.Sequential(
+        [layers.Input((2, 2, 1)), layers.Conv2D(3, 1, name="conv")]
+    )
     model.add(layers.BatchNormalization(name="bn"))
     model.add(layers.Flatten())
     model.add(layers.Dense(2, name="dense"))
@@ -78,7 +85,7 @@ def test_slices_cover_every_entry_once_per_axis(graph):
             key = (id(part.variable), part.axis)
             assert len(part.indices) == group.size
             seen.setdefault(key, []).extend(part.indices.ravel().tolist())
-    for (_, _), indices in seen.items():
+    for indices in seen.values():
         assert len(indices) == len(set(indices))
 
 
@@ -154,7 +161,7 @@ def test_summary_names_every_group_and_what_is_skipped():
 
 
 def test_layers_are_in_call_order(graph):
-    names = [x.name for x in graph.model.layers if not x.name == "image"]
+    names = [x.name for x in graph.model.layers if x.name != "image"]
     assert sorted(graph.layers) == sorted(names)
     assert graph.layers[0] == "stem_conv" and graph.layers[-1] == "logits"
 

@@ -136,7 +136,9 @@ class Builder:
         return layers.Permute((2, 3, 1))(layers.BatchNormalization(axis=1)(y))
 
     def add_arithmetic(self, x):
-        return self.choice(lambda: x * 0.5, lambda: 1.0 - x, lambda: x + 2.0, lambda: -x)()
+        return self.choice(
+            lambda: x * 0.5, lambda: 1.0 - x, lambda: x + 2.0, lambda: -x
+        )()
 
     def add_layer_normalization(self, x):
         return layers.LayerNormalization()(x)
@@ -149,9 +151,11 @@ class Builder:
     def add_shared(self, x):
         width = x.shape[-1]
         shared = layers.Conv2D(width, 3, padding="same", activation="relu")
-        return layers.Concatenate()([shared(shared(x)), shared(x)][: 1 + (width < 12)]) if (
-            width < 12
-        ) else shared(shared(x))
+        return (
+            layers.Concatenate()([shared(shared(x)), shared(x)][: 1 + (width < 12)])
+            if (width < 12)
+            else shared(shared(x))
+        )
 
     def model(self, steps):
         for _ in range(steps):

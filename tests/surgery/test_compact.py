@@ -38,7 +38,9 @@ def two_dense(units=4):
 
 
 def test_by_eye():
-    small = tfprune.compact(two_dense(), {"dense": np.array([True, False, False, True])})
+    small = tfprune.compact(
+        two_dense(), {"dense": np.array([True, False, False, True])}
+    )
     assert small.get_layer("dense").kernel.numpy().tolist() == [[0, 3], [4, 7]]
     assert small.get_layer("dense").bias.numpy().tolist() == [0, 3]
     assert small.get_layer("out").kernel.numpy().tolist() == [[1], [4]]

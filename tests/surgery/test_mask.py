@@ -143,7 +143,9 @@ def test_masking_twice_intersects(masked):
     for variable in twice.trainable_variables:
         value = variable.numpy()
         if variable.constraint is not None:
-            assert np.array_equal(variable.constraint(np.ones_like(value)) == 0, value == 0)
+            assert np.array_equal(
+                variable.constraint(np.ones_like(value)) == 0, value == 0
+            )
 
 
 def test_masks_that_keep_everything_hold_nothing(make_residual):

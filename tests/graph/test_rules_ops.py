@@ -1,0 +1,128 @@
+"""Several tensors meet: sums, products, concatenations, shortcuts."""
+
+import pytest
+from keras import layers, ops
+from table import Table, conv, head, image
+
+TABLE = Table()
+
+
+# Merging ------------------------------------------------------------------------
+
+
+def _merge(layer):
+    inputs = image()
+    x, y = conv(inputs, 8, "a"), conv(inputs, 8, "b", activation="sigmoid")
+    return head(inputs, conv(layer([x, y]), 6, "conv2"))
+
+
+for _name in ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"):
+    _layer = getattr(layers, _name)
+    TABLE.add(_name, lambda layer=_layer: _merge(layer()), "a", "b", "conv2")
+
+
+@TABLE.row("a", "b", "conv2")
+def _merge_concatenate():
+    return _merge(layers.Concatenate())
+
+
+@TABLE.row("a", "b", "conv2")
+def _merge_concatenate_height():
+    return _merge(layers.Concatenate(axis=1))
+
+
+@TABLE.row("a", "b", "conv2")
+def _merge_divide():
+    return _merge(lambda pair: pair[0] / (pair[1] + 1.0))
+
+
+@TABLE.row("a", "b", "conv2")
+def _merge_stack():
+    return _merge(lambda pair: ops.sum(ops.stack(pair, axis=1), axis=1))
+
+
+@TABLE.row("a", "conv2")
+def _concatenate_with_the_input():
+    inputs = image()
+    x = layers.Concatenate()([inputs, conv(inputs, 8, "a"), inputs])
+    return head(inputs, conv(x, 6, "conv2"))
+
+
+@TABLE.row("conv", "reduce", "expand")
+def _squeeze_and_excite():
+    inputs = image()
+    x = conv(inputs, 12)
+    y = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    y = layers.Conv2D(4, 1, activation="relu", name="reduce")(y)
+    y = layers.Conv2D(12, 1, activation="sigmoid", name="expand")(y)
+    return head(inputs, layers.Multiply()([x, y]))
+
+
+@TABLE.row("conv", "expand")
+def _squeeze_to_one_and_excite():
+    inputs = image()
+    x = conv(inputs, 12)
+    y = layers.Dense(1, "relu", name="reduce")(layers.GlobalAveragePooling2D()(x))
+    y = layers.Dense(12, "hard_sigmoid", name="expand")(y)
+    return head(inputs, layers.Multiply()([x, layers.Reshape((1, 1, 12))(y)]))
+
+
+@TABLE.row("conv", keeps=["map"])
+def _broadcast_single_channel():
+    inputs = image()
+    x = conv(inputs, 12)
+    return head(inputs, layers.Multiply()([x, conv(inputs, 1, "map")]))
+
+
+@TABLE.row("conv", "wide")
+def _broadcast_rank():
+    inputs = image()
+    x = conv(inputs, 6)
+    y = layers.Dense(6, name="wide")(layers.GlobalAveragePooling2D()(inputs))
+    y = ops.expand_dims(ops.expand_dims(y, 1), 1)
+    return head(inputs, x + y)
+
+
+@TABLE.row("a", "b", "c", keeps=["stem"])
+def _densely_connected():
+    inputs = image()
+    x = conv(inputs, 3, "stem", activation="softmax")
+    for name in "abc":
+        y = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.Concatenate()([x, conv(y, 6, name, activation=None)])
+    return head(inputs, layers.BatchNormalization()(x))
+
+
+@TABLE.row("a", "b", "c")
+def _pre_activation():
+    inputs = image()
+    x = conv(inputs, 8, "a", activation=None)
+    y = layers.ReLU()(layers.BatchNormalization()(x))
+    y = conv(y, 6, "b", activation=None, use_bias=False)
+    y = layers.Activation("swish")(layers.BatchNormalization()(y))
+    y = conv(y, 8, "c", activation=None, use_bias=False)
+    x = layers.Add()([x, y])
+    return head(inputs, layers.ReLU()(layers.BatchNormalization()(x)))
+
+
+@TABLE.row("a", "b")
+def _shortcut_pads_channels():
+    inputs = image()
+    x = conv(inputs, 4, "a")
+    y = conv(x, 8, "b", strides=2)
+    shortcut = ops.pad(x[:, ::2, ::2, :], ((0, 0),) * 3 + ((2, 2),))
+    return head(inputs, layers.ReLU()(layers.Add()([shortcut, y])))
+
+
+@TABLE.row("c", keeps=["a", "b"], skipped=["pad"])
+def _shortcut_pads_channels_with_a_layer():
+    inputs = image()
+    x = conv(inputs, 4, "a")
+    y = conv(x, 8, "b")
+    pad = layers.Lambda(lambda x: ops.pad(x, ((0, 0),) * 3 + ((2, 2),)), name="pad")
+    return head(inputs, conv(layers.Add()([pad(x), y]), 6, "c"))
+
+
+@pytest.mark.parametrize("name", TABLE.names)
+def test_row(name):
+    TABLE.check(name)

@@ -1,0 +1,121 @@
+"""Sequences: embeddings with masks, recurrent layers, wrappers, products of tensors."""
+
+import keras
+import pytest
+from keras import layers, ops
+from table import Table
+
+TABLE = Table()
+
+
+def tokens():
+    return layers.Input((6,), dtype="int32")
+
+
+def steps(width=4):
+    return layers.Input((6, width))
+
+
+def head(inputs, x):
+    if len(x.shape) == 3:
+        x = layers.GlobalMaxPooling1D()(x)
+    x = layers.Dense(7, "tanh", name="last")(x)
+    return keras.Model(inputs, layers.Dense(3, name="logits")(x))
+
+
+@TABLE.row("embedding", "dense", "last")
+def _mask_reaches_a_pooling():
+    inputs = tokens()
+    x = layers.Embedding(10, 8, mask_zero=True, name="embedding")(inputs)
+    x = layers.Dense(6, "relu", name="dense")(x)
+    return head(inputs, layers.GlobalAveragePooling1D()(x))
+
+
+@TABLE.row("embedding", "last")
+def _mask_reaches_a_recurrent_layer():
+    inputs = tokens()
+    x = layers.Embedding(10, 8, mask_zero=True, name="embedding")(inputs)
+    return head(inputs, layers.LSTM(5, name="lstm")(x))
+
+
+@TABLE.row("dense", "last")
+def _masking():
+    inputs = steps()
+    x = layers.Masking()(inputs)
+    x = layers.Dense(8, "relu", name="dense")(x)
+    return head(inputs, layers.GRU(5)(x))
+
+
+@TABLE.row("dense", "last")
+def _simple_rnn():
+    inputs = steps()
+    x = layers.Dense(8, "relu", name="dense")(inputs)
+    return head(inputs, layers.SimpleRNN(5)(x))
+
+
+@TABLE.row("dense", "last")
+def _lstm_stack():
+    inputs = steps()
+    x = layers.Dense(8, "relu", name="dense")(inputs)
+    x = layers.LSTM(6, return_sequences=True)(x)
+    return head(inputs, layers.LSTM(5, go_backwards=True)(x))
+
+
+@TABLE.row("dense", "last")
+def _recurrent_layer_with_a_given_state():
+    inputs = steps()
+    x = layers.Dense(8, "relu", name="dense")(inputs)
+    state = layers.Dense(5, name="state")(layers.GlobalMaxPooling1D()(x))
+    return head(inputs, layers.GRU(5)(x, initial_state=state))
+
+
+@TABLE.row("dense", "last")
+def _recurrent_layer_that_returns_its_state():
+    inputs = steps()
+    x = layers.Dense(8, "relu", name="dense")(inputs)
+    x, h, c = layers.LSTM(5, return_sequences=True, return_state=True)(x)
+    return head(inputs, layers.Concatenate()([layers.GlobalMaxPooling1D()(x), h, c]))
+
+
+@TABLE.row("dense", "last")
+def _bidirectional_and_time_distributed():
+    inputs = steps()
+    x = layers.Dense(8, "relu", name="dense")(inputs)
+    x = layers.Bidirectional(layers.GRU(5, return_sequences=True))(x)
+    return head(inputs, layers.TimeDistributed(layers.Dense(6, "relu"))(x))
+
+
+@TABLE.row("dense", "last")
+def _attention():
+    inputs = steps()
+    x = layers.Dense(8, "relu", name="dense")(inputs)
+    y = layers.MultiHeadAttention(2, 4)(x, x)
+    return head(inputs, layers.Dense(6, name="mix")(layers.Add()([x, y])))
+
+
+@TABLE.row("dense", "last")
+def _einsum_dense():
+    inputs = steps()
+    x = layers.Dense(8, "relu", name="dense")(inputs)
+    return head(inputs, layers.EinsumDense("abc,cd->abd", (None, 5))(x))
+
+
+@TABLE.row("value", "last")
+def _scores_of_two_tensors():
+    inputs = steps()
+    query, key = layers.Dense(8)(inputs), layers.Dense(8)(inputs)
+    value = layers.Dense(8, name="value")(inputs)
+    scores = ops.matmul(query, ops.transpose(key, (0, 2, 1))) / 8**0.5
+    return head(inputs, ops.matmul(ops.softmax(scores), value))
+
+
+@TABLE.row("last")
+def _dot():
+    inputs = steps()
+    pair = [layers.Dense(8)(inputs), layers.Dense(8)(inputs)]
+    return head(inputs, layers.Dot((2, 2))(pair))
+
+
+@pytest.mark.parametrize("name", TABLE.names)
+def test_row(name):
+    TABLE.check(name)
