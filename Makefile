@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 	@$(python) examples/demo.py $(ARGS)
 
 test: $(VENV)/.dev
-	@$(python) -m pytest $(ARGS)
+	@$(python) -m pytest -n 2 $(ARGS)
 
 benchmark: $(VENV)/.dev
 	@$(python) benchmarks/structure.py $(ARGS)

@@ -149,7 +149,9 @@ def _variables(graph: Graph) -> list:
 
 
 def _product(variable, labels_of):
-    labels = [labels_of.get((id(variable), axis)) for axis in range(len(variable.shape))]
+    labels = [
+        labels_of.get((id(variable), axis)) for axis in range(len(variable.shape))
+    ]
     plain = [n for n, each in zip(variable.shape, labels, strict=True) if each is None]
     return int(np.prod(plain, dtype=np.int64)), [x for x in labels if x is not None]
 
@@ -164,7 +166,12 @@ def _layer_rows(graph, counter, macs, params, keep) -> tuple[LayerCost, ...]:
     for call in graph.calls:
         first.setdefault(call.path, call)
     return tuple(
-        LayerCost(path, type(call.layer).__name__, _shape(graph, call.outputs[0], keep), *totals[path])
+        LayerCost(
+            path,
+            type(call.layer).__name__,
+            _shape(graph, call.outputs[0], keep),
+            *totals[path],
+        )
         for path, call in first.items()
     )
 

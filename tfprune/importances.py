@@ -31,7 +31,9 @@ class Magnitude:
 
     def __init__(self, p: int = 2, normalize: bool = True):
         if p not in (1, 2):
-            raise ValueError(f"`p` must be 1 or 2, the order of the norm. Received: {p}")
+            raise ValueError(
+                f"`p` must be 1 or 2, the order of the norm. Received: {p}"
+            )
         self.p = p
         self.normalize = normalize
 
@@ -41,7 +43,8 @@ class Magnitude:
 
     def _score(self, group: Group, norms: dict) -> np.ndarray:
         scores = [
-            self._norms(each, norms)[each.indices].mean(axis=1) for each in _makers(group)
+            self._norms(each, norms)[each.indices].mean(axis=1)
+            for each in _makers(group)
         ]
         if not scores:
             # Channels of padding: no weight makes them, so nothing is lost with them.

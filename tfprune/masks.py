@@ -67,7 +67,9 @@ class Masks(Mapping):
     def density(self) -> float:
         """Returns the fraction of all units that stay, in [0, 1]."""
         total = sum(mask.size for mask in self.values())
-        return float(sum(mask.sum() for mask in self.values()) / total) if total else 1.0
+        return (
+            float(sum(mask.sum() for mask in self.values()) / total) if total else 1.0
+        )
 
     def save(self, path) -> None:
         """Writes the masks as one `.npz` file (aside first, then renamed).

@@ -190,7 +190,9 @@ def _select_above(graph: Graph, scores, threshold: float) -> Masks:
     masks = {}
     for group in graph.groups:
         score = scores[group.name]
-        masks[group.name] = (score > threshold) | (np.arange(group.size) == score.argmax())
+        masks[group.name] = (score > threshold) | (
+            np.arange(group.size) == score.argmax()
+        )
     return Masks(masks)
 
 

@@ -82,7 +82,9 @@ def keeps_zero(function, *operands) -> bool:
     if isinstance(function, keras.layers.Layer) and not function.built:
         return False
     zero = keras.ops.zeros((1, 2))
-    values = [zero if isinstance(each, Tensor) else each for each in operands or [TENSOR]]
+    values = [
+        zero if isinstance(each, Tensor) else each for each in operands or [TENSOR]
+    ]
     try:
         return not np.any(keras.ops.convert_to_numpy(function(*values)))
     except Exception:

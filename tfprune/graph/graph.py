@@ -197,7 +197,9 @@ class Graph:
         )
         if not found:
             kept = [p for p in self.layers if fnmatch.fnmatchcase(p, pattern)]
-            why = f"{kept[0]!r} has no channels that can go" if kept else "no such layer"
+            why = (
+                f"{kept[0]!r} has no channels that can go" if kept else "no such layer"
+            )
             raise ValueError(
                 f"The path pattern {pattern!r} names no group of this model ({why}). "
                 + self._some_names()

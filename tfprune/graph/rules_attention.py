@@ -2,7 +2,6 @@
 
 import numpy as np
 from keras import layers
-from keras.src.ops import numpy as knp
 
 from tfprune.graph.flows import is_elementwise
 from tfprune.graph.registry import register_rule
@@ -143,7 +142,9 @@ def _count_attention(call: Call, sources, query, value, made) -> None:
 
 
 @register_rule(layers.GroupQueryAttention)
-def grouped_query_attention(call: Call, query: Tensor, value: Tensor, key=None, **kwargs):
+def grouped_query_attention(
+    call: Call, query: Tensor, value: Tensor, key=None, **kwargs
+):
     """A key/value head goes with all query heads that use it."""
     layer = call.layer
     if kwargs.get("return_attention_scores") or layer.use_gate:
@@ -164,7 +165,11 @@ def grouped_query_attention(call: Call, query: Tensor, value: Tensor, key=None, 
         call.count_macs(dense.kernel, [(x.shape[1], None)])
     made = _attention_output(call, layer._output_dense, heads, None)
     call.count_macs(layer._output_dense.kernel, [(query.shape[1], None)])
-    size = [(query.shape[1], None), (value.shape[1], None), (layer.num_query_heads, heads)]
+    size = [
+        (query.shape[1], None),
+        (value.shape[1], None),
+        (layer.num_query_heads, heads),
+    ]
     for _ in range(2):
         call.count_product([*size, (layer.head_dim, None)])
     # The layer gives back as many features as its query has.
@@ -245,25 +250,3 @@ def dot(call: Call, tensors):
             call.lock(x.labels[axis], f"normalized in {call.path!r}")
     rest = [letter for term in terms for letter in term if letter.startswith("<")]
     return product(call, tensors, (*terms, ["batch", *rest]))
-
-
-@register_rule(knp.Matmul)
-def matmul(call: Call, *tensors):
-    if not all(isinstance(x, Tensor) and len(x.shape) > 1 for x in tensors):
-        return None
-    rank = max(len(x.shape) for x in tensors)
-    batch = [f"<{number}>" for number in range(rank - 2)]
-    terms = [
-        batch[len(batch) - len(x.shape) + 2 :] + last
-        for x, last in zip(tensors, (["i", "k"], ["k", "j"]), strict=True)
-    ]
-    return product(call, tensors, (*terms, [*batch, "i", "j"]))
-
-
-@register_rule(knp.Einsum)
-def einsum(call: Call, *tensors):
-    equation = call.operation.subscripts
-    if "->" not in equation or not all(isinstance(x, Tensor) for x in tensors):
-        return None
-    terms = spell_out(equation, len(tensors[0].shape))
-    return product(call, tensors, terms)

@@ -6,6 +6,7 @@ from keras.src.ops import numpy as knp
 
 from tfprune.graph.flows import channelwise, concatenate, elementwise, move
 from tfprune.graph.registry import register_rule
+from tfprune.graph.rules_attention import product, spell_out
 from tfprune.graph.rules_shapes import narrowed_shape
 from tfprune.graph.trace import Call, Tensor
 
@@ -159,3 +160,25 @@ def reduction(call: Call, x: Tensor):
     axis = labeled[0]
     to = axis if call.operation.keepdims else keeps.index(axis)
     return channelwise(call, x, axis, to)
+
+
+@register_rule(knp.Matmul)
+def matmul(call: Call, *tensors):
+    if not all(isinstance(x, Tensor) and len(x.shape) > 1 for x in tensors):
+        return None
+    rank = max(len(x.shape) for x in tensors)
+    batch = [f"<{number}>" for number in range(rank - 2)]
+    terms = [
+        batch[len(batch) - len(x.shape) + 2 :] + last
+        for x, last in zip(tensors, (["i", "k"], ["k", "j"]), strict=True)
+    ]
+    return product(call, tensors, (*terms, [*batch, "i", "j"]))
+
+
+@register_rule(knp.Einsum)
+def einsum(call: Call, *tensors):
+    equation = call.operation.subscripts
+    if "->" not in equation or not all(isinstance(x, Tensor) for x in tensors):
+        return None
+    terms = spell_out(equation, len(tensors[0].shape))
+    return product(call, tensors, terms)

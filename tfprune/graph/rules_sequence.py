@@ -28,7 +28,9 @@ def recurrent(call: Call, x: Tensor, initial_state=None, mask=None):
     call.read(cell.recurrent_kernel, 0, outputs[0], -1)
     for kernel in (cell.kernel, cell.recurrent_kernel):
         call.count_macs(kernel, [(x.shape[1], None)])
-    call.settings = lambda kept: {"units": int(kept(units).sum())} if _has(units) else {}
+    call.settings = lambda kept: (
+        {"units": int(kept(units).sum())} if _has(units) else {}
+    )
     return outputs
 
 
@@ -67,8 +69,8 @@ def conv_lstm(call: Call, x: Tensor, initial_state=None, mask=None):
     spatial = [(size, None) for size in _last_map(layer, outputs[0])]
     for kernel in (cell.kernel, cell.recurrent_kernel):
         call.count_macs(kernel, [(x.shape[1], None), *spatial])
-    call.settings = (
-        lambda kept: {"filters": int(kept(units).sum())} if _has(units) else {}
+    call.settings = lambda kept: (
+        {"filters": int(kept(units).sum())} if _has(units) else {}
     )
     return outputs
 
@@ -77,7 +79,9 @@ def _last_map(layer, out: Tensor) -> tuple:
     return out.shape[2:-1] if layer.return_sequences else out.shape[1:-1]
 
 
-def trace_inner(call: Call, inner, inputs: list[Tensor], outputs: list[Tensor], **kwargs):
+def trace_inner(
+    call: Call, inner, inputs: list[Tensor], outputs: list[Tensor], **kwargs
+):
     """Traces a layer inside another one; the inner call is returned with its outputs.
 
     Returns:

@@ -3,8 +3,14 @@
 import numpy as np
 from keras import layers
 
-from tfprune.graph.flows import channelwise, concatenate, elementwise, is_elementwise
-from tfprune.graph.flows import move, passed_on
+from tfprune.graph.flows import (
+    channelwise,
+    concatenate,
+    elementwise,
+    is_elementwise,
+    move,
+    passed_on,
+)
 from tfprune.graph.registry import register_rule
 from tfprune.graph.rules_layers import channel_axis
 from tfprune.graph.trace import Call, Tensor

@@ -13,8 +13,7 @@ import keras
 import numpy as np
 
 from tfprune.graph.atoms import Atoms
-from tfprune.graph.nodes import Functional, as_functional, fill_in
-from tfprune.graph.nodes import nodes_in_order, tree
+from tfprune.graph.nodes import Functional, as_functional, fill_in, nodes_in_order, tree
 from tfprune.layers import SwapWrapper
 
 # Stands in for a size that the model leaves open, such as the height of an image.
@@ -377,4 +376,3 @@ def _infer_shapes(functional: Functional, inputs: list[Tensor]) -> dict[int, tup
         outputs = tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
         tensors.update((id(k), t) for k, t in zip(node.outputs, outputs, strict=True))
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-

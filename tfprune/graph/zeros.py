@@ -53,7 +53,9 @@ def dead_units(graph: Graph) -> np.ndarray:
         for read in call.reads:
             labels = read.x.labels[read.x_axis]
             # A grouped kernel reads every group of channels with the same rows.
-            used = np.resize(_used_rows(read), len(labels)) & exposed(graph, read, zeros)
+            used = np.resize(_used_rows(read), len(labels)) & exposed(
+                graph, read, zeros
+            )
             alive[graph.units(labels)[used]] = True
     return ~alive[:-1]
 

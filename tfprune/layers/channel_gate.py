@@ -10,7 +10,13 @@ _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _PLAIN = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
-GATED_TYPES = (layers.BatchNormalization, *_PLAIN, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE)
+GATED_TYPES = (
+    layers.BatchNormalization,
+    *_PLAIN,
+    *_TRANSPOSED,
+    *_DEPTHWISE,
+    *_SEPARABLE,
+)
 
 # Beyond this ratio beta / gamma, scale and shift cannot share one gate (paper 002
 # clips the ratio there, which changes the outputs of its own baseline).
@@ -115,7 +121,9 @@ class ChannelGate(SwapWrapper):
     def _take_over_scale(self):
         """Turns gamma and beta into gate, base and shift; no output changes."""
         gamma = self.layer.gamma.numpy()
-        beta = np.zeros_like(gamma) if self.layer.beta is None else self.layer.beta.numpy()
+        beta = (
+            np.zeros_like(gamma) if self.layer.beta is None else self.layer.beta.numpy()
+        )
         shared = (gamma != 0) & (np.abs(beta) <= MAX_SHIFT * np.abs(gamma))
         divisor = np.where(shared, gamma, 1)
         self.base.assign(np.where(shared, 1, gamma))

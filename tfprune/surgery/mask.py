@@ -72,7 +72,9 @@ def zeroed_values(graph: Graph, masks: Mapping) -> dict[int, np.ndarray]:
 
 def _hold(old, twin, dropped: dict) -> None:
     """Puts a constraint on every trainable variable that has zeros to hold."""
-    pairs = zip(getattr(old, "variables", ()), getattr(twin, "variables", ()), strict=True)
+    pairs = zip(
+        getattr(old, "variables", ()), getattr(twin, "variables", ()), strict=True
+    )
     for source, target in pairs:
         if id(source) not in dropped or not source._trainable:
             continue
