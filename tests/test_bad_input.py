@@ -76,9 +76,7 @@ def unchanged(model):
     ],
     ids=["subclassed", "subclassed_unbuilt", "unbuilt", "layer", "none", "path"],
 )
-def test_what_is_no_functional_model(request, door, make, message):
-    if request.node.callspec.id in ("unbuilt-strip", "none-prune", "path-prune"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="B13"))
+def test_what_is_no_functional_model(door, make, message):
     with pytest.raises(ValueError, match=message) as caught:
         DOORS[door](make())
     assert "Received" in str(caught.value)
@@ -167,7 +165,6 @@ def test_masks_that_are_no_masks(unchanged, door, mask):
         MASKS_DOORS[door](unchanged, {"stem_conv": mask})
 
 
-@pytest.mark.xfail(strict=True, reason="B13")
 @pytest.mark.parametrize("masks", [[True, False], 3, "stem_conv"])
 def test_masks_that_are_no_mapping(unchanged, masks):
     for door in MASKS_DOORS.values():

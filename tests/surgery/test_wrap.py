@@ -97,11 +97,13 @@ def test_layout_of_the_variables():
     model.add(layers.BatchNormalization(name="bn"))
     model.add(layers.Conv2D(2, 1))
     normalization = model.get_layer("bn")
-    normalization.gamma.assign([2.0, -0.5, 0.0, 0.1])
+    normalization.gamma.assign([2.0, -0.5, 0.0, -0.1])
     normalization.beta.assign([4.0, 1.0, 3.0, 2.0])
-    (gate,) = gates_of(tfprune.prune_wrap(model))
+    wrapped = tfprune.prune_wrap(model)
+    assert difference(model, wrapped) < 1e-6
+    (gate,) = gates_of(wrapped)
     assert gate.layer.gamma.numpy().tolist() == [2.0, -0.5, 1.0, 1.0]
-    np.testing.assert_allclose(gate.base.numpy(), [1.0, 1.0, 0.0, 0.1])
+    np.testing.assert_allclose(gate.base.numpy(), [1.0, 1.0, 0.0, -0.1])
     np.testing.assert_allclose(gate.layer.beta.numpy(), [2.0, -2.0, 3.0, 2.0])
     assert gate.layer.gamma.trainable and not gate.base.trainable
     assert gate.output_mask.mask.dtype == "bool"
