@@ -1,5 +1,6 @@
 """Small models and a clean Keras for every test."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -8,6 +9,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+
+# `clear_session` collects garbage after every test; TensorFlow's own heap is none.
+gc.collect()
+gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -59,7 +59,7 @@ class Magnitude:
             rows = rows.reshape(len(rows), -1).astype(np.float32)
             norm = np.linalg.norm(rows, ord=self.p, axis=1)
             mean = norm.mean()
-            norms[key] = norm / mean if self.normalize and mean > 0 else norm
+            norms[key] = norm / mean if self.normalize and 0 < mean < np.inf else norm
         return norms[key]
 
 

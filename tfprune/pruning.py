@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 
 import keras
+import numpy as np
 
+from tfprune import importances
 from tfprune.graph import Graph
 from tfprune.selection import Budget, select
-from tfprune.surgery import compact, has_gates, strip
+from tfprune.surgery import compact, has_gates, read_masks, strip
 
 
 def prune(
@@ -20,7 +22,8 @@ def prune(
 ) -> keras.Model:
     """Returns a smaller model with at least this fraction of its FLOPs removed.
 
-    One shot, without training: fine-tune the result. For other budgets and for
+    One shot, without training: fine-tune the result. Channels that are dead already,
+    such as those behind closed gates, go first. For other budgets and for
     pruning inside `fit` see `select`, `compact` and `callbacks.PruneToBudget`.
 
     Args:
@@ -54,4 +57,14 @@ def prune(
     )
     plain = strip(model) if has_gates(model) else model
     graph = Graph(plain)
-    return compact(plain, select(graph, importance, budget, scope=scope))
+    scores = _dead_first(importances.get(importance)(graph), read_masks(plain))
+    return compact(plain, select(graph, lambda graph: scores, budget, scope=scope))
+
+
+def _dead_first(scores: Mapping, alive: Mapping) -> dict:
+    """Returns scores with which channels go first that no reader gets anything from."""
+    lowest = min((np.min(each) for each in scores.values()), default=0.0)
+    return {
+        name: np.where(alive[name], each, lowest - 1) if name in alive else each
+        for name, each in scores.items()
+    }
