@@ -282,9 +282,15 @@ class Trace:
         call.outputs = [_closed(t, call.inputs) for t in results]
         if isinstance(operation, (Functional, keras.Sequential)):
             return self._call_nested(operation, call.inputs, path)
-        outputs = self._apply_rule(call, args, kwargs)
+        kind = type(operation).__name__
+        try:
+            outputs = self._apply_rule(call, args, kwargs)
+            why = f"no rule for {kind}"
+        except Exception as error:
+            # One layer that is used in an unforeseen way must not abort a model.
+            outputs, why = None, f"the rule for {kind} failed ({error!r})"
         if outputs is None:
-            self._keep_unknown(call)
+            self._keep_unknown(call, why)
         else:
             call.outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         self.calls.append(call)
@@ -306,17 +312,16 @@ class Trace:
             return None
         return rule(call, *args, **given)
 
-    def _keep_unknown(self, call: Call) -> None:
-        layer = call.operation
-        labeled = any(x.labeled_axes for x in call.inputs)
-        if not labeled and not getattr(layer, "weights", None):
-            return
-        kind = type(layer).__name__
-        reason = f"no rule for {kind}: the channels it reads and makes are kept"
-        self.skipped.setdefault(call.path, reason)
-        for x in call.inputs:
-            for axis in x.labeled_axes:
-                self.lock(x.labels[axis], f"read by {call.path!r}: no rule for {kind}")
+    def _keep_unknown(self, call: Call, why: str) -> None:
+        """Keeps all that a call reads and makes, also what its rule stated so far."""
+        call.reads, call.settings, call.arguments, call.zeros = [], None, None, None
+        labels = [x.labels[axis] for x in call.inputs for axis in x.labeled_axes]
+        labels += [b.labels for b in self.bindings.values() if b.path == call.path]
+        for each in labels:
+            self.lock(each, f"read by {call.path!r}: {why}")
+        if labels or getattr(call.layer, "weights", None):
+            reason = f"{why}: the channels it reads and makes are kept"
+            self.skipped.setdefault(call.path, reason)
 
     def _call_nested(self, model, inputs, path) -> list[Tensor]:
         functional = as_functional(model)
