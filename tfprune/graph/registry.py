@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tfprune.graph.trace import variable_of
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -58,3 +60,21 @@ def register_rule(*types: type, sizes: Mapping | None = None) -> Callable:
 def find_rule(operation) -> Rule | None:
     """Returns the rule of the operation's own type, None if there is none."""
     return _RULES.get(type(operation))
+
+
+def settings_of(call, kept: Callable) -> dict:
+    """Returns the constructor arguments of a layer that follow its new width.
+
+    Args:
+        call: a call of the layer.
+        kept: function `labels -> bool array` of what stays.
+    """
+    rule = find_rule(call.layer)
+    settings = {}
+    for argument, (name, axis) in (rule.sizes if rule else {}).items():
+        labels = call.trace.labels_of(variable_of(call.layer, name), axis)
+        if labels is not None:
+            settings[argument] = int(kept(labels).sum())
+    if call.settings is not None:
+        settings.update(call.settings(kept))
+    return settings

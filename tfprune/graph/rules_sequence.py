@@ -7,8 +7,8 @@ from keras import layers
 
 from tfprune.graph.flows import concatenate
 from tfprune.graph.nodes import tree
-from tfprune.graph.registry import find_rule, register_rule
-from tfprune.graph.trace import Binding, Call, Tensor, variable_of
+from tfprune.graph.registry import find_rule, register_rule, settings_of
+from tfprune.graph.trace import Binding, Call, Tensor
 
 
 @register_rule(layers.SimpleRNN, layers.GRU, layers.LSTM)
@@ -100,16 +100,6 @@ def trace_inner(
     return inner_call
 
 
-def inner_settings(inner_call: Call, kept) -> dict:
-    """Returns the constructor arguments of an inner layer that follow its width."""
-    settings = {} if inner_call.settings is None else inner_call.settings(kept)
-    for argument, (name, axis) in find_rule(inner_call.layer).sizes.items():
-        labels = inner_call.trace.labels_of(variable_of(inner_call.layer, name), axis)
-        if labels is not None:
-            settings[argument] = int(kept(labels).sum())
-    return settings
-
-
 def _with_settings(layer, argument: str, settings: dict) -> dict:
     """Returns the config of a wrapped layer with other constructor arguments."""
     config = layer.get_config()[argument]
@@ -132,7 +122,7 @@ def time_distributed(call: Call, x: Tensor, mask=None):
     call.reads = [replace(read, x=x, x_axis=read.x_axis + 1) for read in inner.reads]
     call.zeros = inner.zeros
     call.settings = lambda kept: {
-        "layer": _with_settings(layer, "layer", inner_settings(inner, kept))
+        "layer": _with_settings(layer, "layer", settings_of(inner, kept))
     }
     (result,) = inner.outputs
     return Tensor(out.shape, (None, None, *result.labels[1:]))
@@ -158,7 +148,7 @@ def bidirectional(call: Call, x: Tensor, initial_state=None, mask=None):
         return None
     call.reads = [read for part in parts for read in part.reads]
     call.settings = lambda kept: {
-        argument: _with_settings(layer, argument, inner_settings(part, kept))
+        argument: _with_settings(layer, argument, settings_of(part, kept))
         for argument, part in zip(("layer", "backward_layer"), parts, strict=True)
     }
     halves = [part.outputs[0] for part in parts]

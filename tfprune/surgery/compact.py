@@ -5,14 +5,17 @@ from collections.abc import Mapping
 import keras
 
 from tfprune.graph import Graph
-from tfprune.graph.registry import find_rule
+from tfprune.graph.registry import settings_of
 from tfprune.surgery.certificate import certify, finite_probe, run
 from tfprune.surgery.mask import dead_masks, gate_masks, zeroed_values
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.surgery.rewrites import faster_layer, faster_value
 from tfprune.surgery.wrap import has_gates, strip_gates
 
 
-def compact(model: keras.Model, masks: Mapping | None = None) -> keras.Model:
+def compact(
+    model: keras.Model, masks: Mapping | None = None, optimize: bool = False
+) -> keras.Model:
     """Returns a smaller model without the masked channels, verified.
 
     Every weight that stays is an exact slice of the original, every layer keeps its
@@ -26,6 +29,9 @@ def compact(model: keras.Model, masks: Mapping | None = None) -> keras.Model:
             None removes what the model itself shows to be dead: channels whose
             readers all get exact zeros (closed gates, zero scale and shift, zero
             filters). Then the outputs are those of `model`.
+        optimize: whether layers are replaced by faster ones that compute the same:
+            a convolution with as many groups as channels becomes a depthwise one.
+            Defaults to False, which keeps every layer's type.
 
     Returns:
         A new model, uncompiled.
@@ -47,7 +53,7 @@ def compact(model: keras.Model, masks: Mapping | None = None) -> keras.Model:
     probes, expected = finite_probe(model, values)
     if has_gates(model):
         graph = Graph(strip_gates(model, _open_channels(graph, chosen)))
-    small = compact_unverified(graph, chosen)
+    small = compact_unverified(graph, chosen, optimize)
     certify(expected, run(small, probes), model)
     return small
 
@@ -56,10 +62,17 @@ def _open_channels(graph: Graph, masks: Mapping):
     """Returns the function from a gate to the channels that stay."""
     kept = graph.kept(masks)
     labels = {id(variable): labels for variable, labels in gate_masks(graph)}
-    return lambda gate: kept(labels[id(gate.output_mask.mask)])
+
+    def channels(gate):
+        own = labels.get(id(gate.output_mask.mask))
+        return slice(None) if own is None else kept(own)
+
+    return channels
 
 
-def compact_unverified(graph: Graph, masks: Mapping) -> keras.Model:
+def compact_unverified(
+    graph: Graph, masks: Mapping, optimize: bool = False
+) -> keras.Model:
     """Returns the smaller model without its certificate; for `compact` and timing."""
     kept = graph.kept(masks)
     labels = {(id(b.variable), b.axis): b.labels for b in graph.bindings}
@@ -76,8 +89,9 @@ def compact_unverified(graph: Graph, masks: Mapping) -> keras.Model:
         return value
 
     def make(operation, path):
-        settings = _settings(by_operation[id(operation)], labels, kept)
-        return copy_operation_like(operation, settings, plain=True)
+        settings = settings_of(by_operation[id(operation)], kept)
+        twin = copy_operation_like(operation, settings, plain=True)
+        return faster_layer(twin, operation) if optimize else twin
 
     def rewrite(node, args, kwargs):
         call = by_node.get(id(node))
@@ -97,19 +111,5 @@ def compact_unverified(graph: Graph, masks: Mapping) -> keras.Model:
     rebuilder = Rebuilder(make, rewrite, input_shapes)
     new = rebuilder.model(graph.model)
     for old, twin in rebuilder.pairs:
-        copy_state(old, twin, sliced)
+        copy_state(old, twin, lambda v, twin=twin: faster_value(twin, sliced(v)))
     return new
-
-
-def _settings(call, labels, kept) -> dict:
-    """Returns the constructor arguments of a layer that follow its new width."""
-    rule = find_rule(call.layer)
-    settings = {}
-    for argument, (name, axis) in (rule.sizes if rule else {}).items():
-        variable = getattr(call.layer, name)
-        made = labels.get((id(variable), axis % len(variable.shape)))
-        if made is not None:
-            settings[argument] = int(kept(made).sum())
-    if call.settings is not None:
-        settings.update(call.settings(kept))
-    return settings

@@ -228,4 +228,5 @@ def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy())
         # It computes with constants that it makes of its variables.
         new.finalize_state()
     if isinstance(old, keras.layers.Layer):
-        vars(new).update(initializers_of(old))
+        own = initializers_of(new)
+        vars(new).update({k: v for k, v in initializers_of(old).items() if k in own})
