@@ -31,7 +31,7 @@ def randomize(model):
         {},
         {"padding": "same", "strides": 2},
         {"dilation_rate": 2, "use_bias": False},
-        {"activation": "tanh", "kernel_regularizer": "l2", "bias_constraint": "nonneg"},
+        {"activation": "tanh", "kernel_regularizer": "l2", "bias_constraint": "non_neg"},
     ],
 )
 def test_as_many_groups_as_channels_become_depthwise(arguments):
