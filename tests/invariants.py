@@ -1,8 +1,11 @@
 """What has to hold for every model and every choice of masks."""
 
 import hashlib
+import tempfile
+from pathlib import Path
 
 import checker
+import keras
 import numpy as np
 
 import tfprune
@@ -42,11 +45,35 @@ def check_all(model, masks=None, tolerance=1e-5, size=16, wrap=True):
     inputs = checker.make_inputs(model, size=size)
     checker.check_slices(model, small, inputs, tolerance)
     check_costs(model, small, masks)
+    if round_trips(model):
+        check_saved(small, inputs)
     masked = check_masked(model, small, masks, inputs, tolerance)
     if wrap:
         check_wrapped(model, masked, masks, inputs, tolerance)
     assert fingerprint(model) == before, "the original was changed"
     return graph, masks, small
+
+
+def saved_and_loaded(model):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.keras")
+        model.save(path)
+        return keras.models.load_model(path)
+
+
+def round_trips(model) -> bool:
+    """Whether Keras itself can save and load a model: not with a lambda in it."""
+    try:
+        saved_and_loaded(model)
+    except (ValueError, TypeError, NotImplementedError):
+        return False
+    return True
+
+
+def check_saved(model, inputs) -> None:
+    loaded = saved_and_loaded(model)
+    expected = checker.outputs_of(model, inputs)
+    assert checker.relative_error(expected, checker.outputs_of(loaded, inputs)) == 0
 
 
 def check_costs(model, small, masks) -> None:

@@ -109,13 +109,20 @@ def object_sharing_scope():
     return ObjectSharingScope()
 
 
-def copy_operation(operation: Operation) -> Operation:
+def copy_operation(operation: Operation, settings: dict) -> Operation:
     """Returns a copy of a weightless operation that belongs to no graph yet.
 
-    A shallow copy also works for operations whose arguments Keras cannot
-    serialize, and keeps the name, which `from_config` may not.
+    Args:
+        operation: the operation.
+        settings: constructor arguments that differ.
     """
-    twin = copy.copy(operation)
-    twin._inbound_nodes = []
-    twin._outbound_nodes = []
-    return twin
+    try:
+        return type(operation).from_config({**operation.get_config(), **settings})
+    except NotImplementedError:
+        # Arguments that Keras cannot serialize; a model with such an operation cannot
+        # be saved, but it can be copied.
+        twin = copy.copy(operation)
+        twin._inbound_nodes = []
+        twin._outbound_nodes = []
+        vars(twin).update(settings)
+        return twin

@@ -102,9 +102,9 @@ class Call:
         outputs: the `Tensor`s it returned, in order.
         zeros: function from the bool vectors "channel is exactly zero" of the
             inputs to that of the output; None if nothing is known to stay zero.
-        settings: function `kept -> dict` with the constructor arguments (layers)
-            or attributes (operations) that change with the width, where
-            `kept(labels)` returns the bool array of the labels that stay.
+        settings: function `kept -> dict` with the constructor arguments that change
+            with the width, where `kept(labels)` returns the bool array of the labels
+            that stay.
         arguments: function `(kept, args, kwargs) -> (args, kwargs)` for literals in
             the call that depend on the width.
     """

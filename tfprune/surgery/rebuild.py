@@ -133,14 +133,12 @@ def copy_operation_like(operation, settings: dict | None = None, plain: bool = F
 
     Args:
         operation: layer or operation.
-        settings: constructor arguments (layers) or attributes that differ.
+        settings: constructor arguments that differ.
         plain: whether constraints that tfprune has set are left out.
     """
     settings = settings or {}
     if not isinstance(operation, keras.layers.Layer):
-        twin = copy_operation(operation)
-        vars(twin).update(settings)
-        return twin
+        return copy_operation(operation, settings)
     if isinstance(operation, keras.layers.Lambda):
         return _copy_lambda(operation)
     config = _config_of(operation)
