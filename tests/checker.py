@@ -94,11 +94,21 @@ def randomize(model, seed=0, size=16):
                 v.numpy() for v in (layer.moving_mean, layer.moving_variance)
             )
             shift = random.normal(size=mean.shape) * 0.3 * np.sqrt(variance)
-            layer.moving_mean.assign(mean + shift)
-            layer.moving_variance.assign(
-                variance * random.uniform(0.5, 1.5, mean.shape)
-            )
+            layer.moving_mean.assign(_distinct(mean + shift))
+            scale = random.uniform(0.5, 1.5, mean.shape)
+            layer.moving_variance.assign(_distinct(variance * scale))
     return model
+
+
+def _distinct(array):
+    """Moves equal numbers apart, by as little as there is."""
+    array = np.asarray(array, "float32")
+    order = np.argsort(array, kind="stable")
+    values = array[order]
+    for i in range(1, len(values)):
+        values[i] = max(values[i], np.nextafter(values[i - 1], np.float32(np.inf)))
+    array[order] = values
+    return array
 
 
 def _values(random, variable):

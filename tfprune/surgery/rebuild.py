@@ -223,8 +223,8 @@ def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy())
             )
         target.assign(value)
     if isinstance(new, keras.layers.Normalization):
-        # It computes with constants that it makes of its variables.
-        new.finalize_state()
+        # It computes with constants, made of its variables some time before.
+        new.mean, new.variance = old.mean, old.variance
     if isinstance(old, keras.layers.Layer):
         own = initializers_of(new)
         vars(new).update({k: v for k, v in initializers_of(old).items() if k in own})
