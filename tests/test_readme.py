@@ -53,7 +53,7 @@ def test_table_calls_run(newcomer):
     exec("from tfprune import *", names)
     names.update(budget=names["Budget"](flops_reduction=0.3), gated=names["model"])
     names["my_scores"] = lambda group: np.arange(group.size)
-    calls = re.findall(r"^\| [^|]+ \| `((?:select|Budget)\(.*\))` \|$", text, re.MULTILINE)
-    assert len(calls) == 4
+    calls = re.findall(r"^\| [^|]+ \| `((?:select|Budget|compact)\(.*\))` \|$", text, re.MULTILINE)
+    assert len(calls) == 6
     for call in calls:
         assert eval(call, names)

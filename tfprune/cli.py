@@ -1,6 +1,7 @@
 """The command line: `tfprune inspect MODEL` and `tfprune prune MODEL --output OUT`."""
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -47,7 +48,8 @@ def main(arguments=None):
 
 
 def _fail(message, code):
-    line = " ".join(message.split())
+    # Keras colors parts of its messages, also where nobody sees colors.
+    line = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
     if len(line) > 600:
         line = f"{line[:600]} ... (`tfprune --debug` shows all of it)"
     print(f"tfprune: error: {line}", file=sys.stderr)
