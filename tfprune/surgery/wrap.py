@@ -93,7 +93,7 @@ def _check_arguments(gate, arguments: dict) -> None:
     unknown = [name for name in arguments if name not in known]
     if unknown:
         raise ValueError(
-            f"{gate.__name__} takes no argument `{unknown[0]}`. "
+            f"{getattr(gate, '__name__', gate)} takes no argument `{unknown[0]}`. "
             f"Its arguments are: {', '.join(known) or 'none'}."
         )
 
