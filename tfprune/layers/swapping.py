@@ -1,5 +1,6 @@
 """The one mechanism by which gates and masks act inside a layer."""
 
+import abc
 import functools
 
 import keras
@@ -36,9 +37,9 @@ class SwapWrapper(keras.layers.Wrapper):
 
         return call
 
+    @abc.abstractmethod
     def swaps(self) -> dict:
         """Returns `{dotted attribute of the layer: value during the call}`."""
-        raise NotImplementedError
 
     def _call_swapped(self, *args, **kwargs):
         swaps = [(*self._find(name), value) for name, value in self.swaps().items()]
