@@ -22,7 +22,9 @@ def grouped(filters=12, channels=6, groups=6, **arguments):
 def randomize(model):
     random = np.random.default_rng(0)
     for variable in model.variables:
-        variable.assign(random.normal(size=variable.shape))
+        value = random.normal(size=variable.shape)
+        positive = variable.name == "moving_variance"
+        variable.assign(np.abs(value) + 0.5 if positive else value)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,11 @@ def randomize(model):
         {},
         {"padding": "same", "strides": 2},
         {"dilation_rate": 2, "use_bias": False},
-        {"activation": "tanh", "kernel_regularizer": "l2", "bias_constraint": "non_neg"},
+        {
+            "activation": "tanh",
+            "kernel_regularizer": "l2",
+            "bias_constraint": "non_neg",
+        },
     ],
 )
 def test_as_many_groups_as_channels_become_depthwise(arguments):
@@ -74,3 +80,105 @@ def test_saved_and_loaded(tmp_path):
     inputs = probe_inputs(fast, 2)
     loaded = keras.models.load_model(tmp_path / "fast.keras")
     assert max_relative_error(run(fast, inputs), run(loaded, inputs)) == 0
+
+
+def normalized(layer, **arguments):
+    """A layer with batch normalization right behind it, a maker and a reader."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 1, activation="relu")(inputs)
+    x = layers.BatchNormalization(**arguments)(layer(x))
+    x = layers.Flatten()(layers.ReLU()(x))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    randomize(model)
+    return model
+
+
+FOLDABLE = {
+    "conv": (lambda: layers.Conv2D(8, 3, padding="same"), {}),
+    "conv_without_bias": (lambda: layers.Conv2D(8, 3, use_bias=False), {}),
+    "conv_grouped": (lambda: layers.Conv2D(8, 3, groups=2), {"scale": False}),
+    "conv_transposed": (lambda: layers.Conv2DTranspose(8, 3, use_bias=False), {}),
+    "depthwise": (lambda: layers.DepthwiseConv2D(3, depth_multiplier=2), {}),
+    "separable": (lambda: layers.SeparableConv2D(8, 3), {"center": False}),
+    "dense": (lambda: layers.Dense(8), {"epsilon": 0.1}),
+    "to_depthwise": (lambda: layers.Conv2D(12, 3, groups=6, use_bias=False), {}),
+}
+
+
+@pytest.mark.parametrize("case", FOLDABLE)
+@pytest.mark.parametrize("pruned", [False, True])
+def test_normalization_moves_into_the_layer_before(case, pruned):
+    make, arguments = FOLDABLE[case]
+    model = normalized(make(), **arguments)
+    masks = None
+    if pruned:
+        graph = tfprune.Graph(model)
+        masks = tfprune.select(graph, "random", tfprune.Budget(params_reduction=0.3))
+    slim = tfprune.compact(model, masks)
+    fast = tfprune.compact(model, masks, optimize=True)
+    assert not any(isinstance(x, layers.BatchNormalization) for x in fast.layers)
+    inputs = probe_inputs(model, 4)
+    assert max_relative_error(run(slim, inputs), run(fast, inputs)) < 1e-5
+    assert tfprune.cost(fast).macs == tfprune.cost(slim).macs
+
+
+def two_readers(x):
+    x = layers.Conv2D(4, 3)(x)
+    return layers.Add()([x, layers.BatchNormalization()(x)])
+
+
+def shared_layer(x):
+    conv = layers.Conv2D(4, 3, padding="same")
+    return layers.Add()([conv(x), layers.BatchNormalization()(conv(x))])
+
+
+def shared_normalization(x):
+    bn = layers.BatchNormalization()
+    first, second = layers.Conv2D(4, 3)(x), layers.Conv2D(4, 3)(x)
+    return layers.Add()([bn(first), bn(second)])
+
+
+STAYS = {
+    "activation_between": lambda x: layers.BatchNormalization()(
+        layers.Conv2D(4, 3, activation="relu")(x)
+    ),
+    "other_axis": lambda x: layers.BatchNormalization(axis=1)(layers.Conv2D(4, 3)(x)),
+    "two_readers": two_readers,
+    "shared_layer": shared_layer,
+    "shared_normalization": shared_normalization,
+    "model_output": lambda x: layers.Conv2D(4, 3)(x),
+}
+
+
+@pytest.mark.parametrize("case", STAYS)
+def test_normalization_that_cannot_move_stays(case):
+    inputs = keras.Input((8, 8, 3))
+    x = STAYS[case](inputs)
+    outputs = layers.Dense(2)(layers.Flatten()(x))
+    if case == "model_output":
+        outputs = [x, layers.BatchNormalization()(x)]
+    model = keras.Model(inputs, outputs)
+    randomize(model)
+    fast = tfprune.compact(model, optimize=True)
+    assert any(isinstance(x, layers.BatchNormalization) for x in fast.layers)
+    inputs = probe_inputs(model, 4)
+    assert max_relative_error(run(model, inputs), run(fast, inputs)) < 1e-5
+
+
+def test_normalization_of_a_layer_whose_channels_must_stay_moves_too():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.DepthwiseConv2D(3)(inputs)
+    model = keras.Model(inputs, layers.Flatten()(layers.BatchNormalization()(x)))
+    randomize(model)
+    fast = tfprune.compact(model, optimize=True)
+    assert not any(isinstance(x, layers.BatchNormalization) for x in fast.layers)
+    inputs = probe_inputs(model, 4)
+    assert max_relative_error(run(model, inputs), run(fast, inputs)) < 1e-5
+
+
+def test_normalization_with_mixed_precision_and_twice_as_precise():
+    for policy, bound in (("mixed_bfloat16", 3e-2), ("float64", 1e-12)):
+        model = normalized(layers.Conv2D(8, 3, dtype=policy), dtype=policy)
+        fast = tfprune.compact(model, optimize=True)
+        inputs = probe_inputs(model, 4)
+        assert max_relative_error(run(model, inputs), run(fast, inputs)) < bound

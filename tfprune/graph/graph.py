@@ -162,6 +162,11 @@ class Graph:
         return tuple(self._trace.calls)
 
     @property
+    def outputs(self) -> tuple:
+        """What tracing knows of the model's outputs, flat."""
+        return tuple(self._trace.outputs)
+
+    @property
     def bindings(self) -> tuple:
         """Every labeled axis of every variable."""
         return tuple(self._bindings)

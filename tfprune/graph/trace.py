@@ -205,7 +205,8 @@ class Trace:
         functional = as_functional(model)
         inputs = [self._input(t) for t in functional.inputs]
         self.inputs = inputs
-        for output in self._walk(functional, inputs, prefix=""):
+        self.outputs = self._walk(functional, inputs, prefix="")
+        for output in self.outputs:
             for axis in output.labeled_axes:
                 self.lock(output.labels[axis], "an output of the model")
 

@@ -175,22 +175,10 @@ class ChannelGate(SwapWrapper):
         return values
 
     def _gated(self, factors) -> dict:
-        layer = self.layer
-        if isinstance(layer, layers.BatchNormalization):
-            scale = factors if self.base is None else factors * self.base
-            return {"gamma": scale, "scale": True, **self._shifted("beta", factors)}
-        variable, axis = _output_kernel(layer)
-        tensor = ops.convert_to_tensor(variable)
-        if isinstance(layer, _DEPTHWISE):
-            by_channel = ops.reshape(factors, tensor.shape[-2:])
-            gated = tensor * ops.cast(by_channel, tensor.dtype)
-        else:
-            gated = _scaled(tensor, factors, axis)
-        return {attribute_of(layer, variable): gated, **self._shifted("bias", factors)}
-
-    def _shifted(self, name, factors) -> dict:
-        shift = getattr(self.layer, name)
-        return {} if shift is None else {name: _scaled(shift, factors, -1)}
+        if not isinstance(self.layer, layers.BatchNormalization):
+            return scaled_outputs(self.layer, factors)
+        scale = factors if self.base is None else factors * self.base
+        return {"gamma": scale, "scale": True, **_shifted(self.layer, "beta", factors)}
 
     def get_config(self):
         return {
@@ -213,6 +201,28 @@ class ChannelGate(SwapWrapper):
         mask = load(config["mask"]) if config["mask"] else False
         loaded = {"layer": load(config["layer"]), "mask": mask, "input_masks": masks}
         return cls(**{**config, **loaded})
+
+
+def scaled_outputs(layer, factors) -> dict:
+    """Returns `{attribute: tensor}` of a layer that makes its channels times `factors`.
+
+    Args:
+        layer: convolution or dense layer.
+        factors: tensor of shape `(output channels,)`; a fused activation comes after.
+    """
+    variable, axis = _output_kernel(layer)
+    tensor = ops.convert_to_tensor(variable)
+    if isinstance(layer, _DEPTHWISE):
+        by_channel = ops.reshape(factors, tensor.shape[-2:])
+        scaled = tensor * ops.cast(by_channel, tensor.dtype)
+    else:
+        scaled = _scaled(tensor, factors, axis)
+    return {attribute_of(layer, variable): scaled, **_shifted(layer, "bias", factors)}
+
+
+def _shifted(layer, name: str, factors) -> dict:
+    shift = getattr(layer, name)
+    return {} if shift is None else {name: _scaled(shift, factors, -1)}
 
 
 def _serialize_shared(mask):

@@ -1,7 +1,16 @@
 """Rewrites: layers that compute the same in less time."""
 
+from collections import Counter
+
+import keras
 import numpy as np
 from keras import layers
+
+from tfprune.graph import Graph
+from tfprune.graph.rules_layers import channel_axis
+from tfprune.layers import GATED_TYPES
+from tfprune.layers.channel_gate import scaled_outputs
+from tfprune.layers.swapping import attribute_of
 
 _DEPTHWISE = {
     layers.Conv1D: layers.DepthwiseConv1D,
@@ -53,3 +62,60 @@ def _is_depthwise(layer) -> bool:
         and len(set(layer.strides)) == 1
         and (max(layer.strides) == 1 or max(layer.dilation_rate) == 1)
     )
+
+
+def foldable_normalizations(graph: Graph) -> dict:
+    """Returns `{id(layer): BatchNormalization}` of what a layer can do by itself.
+
+    In inference a BatchNormalization is a scale and a shift per channel, which the
+    convolution or dense layer before it can do if nothing else reads its output.
+    """
+    maker = {id(x): call for call in graph.calls for x in call.outputs}
+    uses = Counter(id(x) for call in graph.calls for x in call.inputs)
+    uses.update(id(x) for x in graph.outputs)
+    calls = Counter(id(call.operation) for call in graph.calls)
+    found = {}
+    for call in graph.calls:
+        if type(call.layer) is not layers.BatchNormalization:
+            continue
+        before = maker.get(id(call.inputs[0]))
+        if (
+            before is not None
+            and isinstance(before.layer, GATED_TYPES)
+            and not isinstance(before.layer, layers.BatchNormalization)
+            and before.layer.activation in (None, keras.activations.linear)
+            and uses[id(call.inputs[0])] == 1
+            and calls[id(call.operation)] == calls[id(before.operation)] == 1
+            and _normalizes_channels_of(before.layer, call)
+        ):
+            found[id(before.operation)] = call.layer
+    return found
+
+
+def _normalizes_channels_of(layer, call) -> bool:
+    rank = len(call.inputs[0].shape)
+    return call.layer.axis % rank == channel_axis(layer, rank)
+
+
+def folded_values(layer, normalization) -> tuple[dict, np.ndarray]:
+    """Returns `({id(variable): value}, bias)` of a layer that also normalizes."""
+    size = normalization.moving_mean.shape[0]
+    gamma, beta = (
+        default if variable is None else variable.numpy()
+        for variable, default in (
+            (normalization.gamma, np.ones(size, np.float32)),
+            (normalization.beta, np.zeros(size, np.float32)),
+        )
+    )
+    variance = normalization.moving_variance.numpy() + normalization.epsilon
+    scale = gamma / np.sqrt(variance)
+    scaled = scaled_outputs(layer, keras.ops.convert_to_tensor(scale))
+    bias = beta - normalization.moving_mean.numpy() * scale
+    if layer.bias is not None:
+        bias = bias + keras.ops.convert_to_numpy(scaled["bias"])
+    values = {}
+    for variable in layer.variables:
+        value = scaled.get(attribute_of(layer, variable))
+        if value is not None and variable is not layer.bias:
+            values[id(variable)] = keras.ops.convert_to_numpy(value)
+    return values, bias
