@@ -129,7 +129,7 @@ def test_masks_none_removes_channels_with_zero_scale_and_shift(make_residual):
     model = checker.randomize(make_residual(8))
     normalization = model.get_layer("block1_a_bn")
     gamma, beta = normalization.gamma.numpy(), normalization.beta.numpy()
-    gamma[[1, 4]], beta[1] = 0, 0
+    gamma[[1, 4]], beta[[1, 4]] = 0, (0, 0.5)
     normalization.gamma.assign(gamma)
     normalization.beta.assign(beta)
     small = tfprune.compact(model)
@@ -138,6 +138,10 @@ def test_masks_none_removes_channels_with_zero_scale_and_shift(make_residual):
     inputs = checker.make_inputs(model)
     outputs = [checker.outputs_of(m, inputs) for m in (model, small)]
     assert checker.relative_error(*outputs) < 1e-5
+    # A shift below zero does not.
+    beta[4] = -0.5
+    normalization.beta.assign(beta)
+    assert tfprune.compact(model).get_layer("block1_a_conv").filters == 6
 
 
 def test_masks_none_needs_every_maker_of_a_stream_to_be_zero(make_residual):

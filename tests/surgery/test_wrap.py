@@ -116,6 +116,21 @@ def test_closed_gates_are_apply_masks(wrapped):
     assert difference(model, closed) > 1e-3
 
 
+def test_closed_gates_stay_closed_whatever_biases_training_finds():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(8, 3)(inputs))
+    x = layers.DepthwiseConv2D(3, name="depthwise")(layers.ReLU()(x))
+    x = layers.Conv2D(5, 1)(x)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    wrapped = tfprune.prune_wrap(model)
+    for each in (model, wrapped):
+        layer = each.get_layer("depthwise")
+        getattr(layer, "layer", layer).bias.assign(np.ones(8))
+    masks = random_masks(tfprune.Graph(model))
+    closed = close(wrapped, masks)
+    assert difference(tfprune.apply_masks(model, masks), closed) < 1e-5
+
+
 def test_coupled_gates_share_one_mask(wrapped):
     _, _, closed = wrapped
     gates = {g.name: g for g in gates_of(closed)}

@@ -18,8 +18,8 @@ def elementwise(call: Call, *operands, absorbing: bool = False, function=None):
         call: the call.
         operands: `Tensor`s and constants, as the operation is called on them.
         absorbing: True if one zero operand makes the result zero (a product).
-        function: function of the operands, run on zeros to see whether they stay
-            zero; by default the operation's own `call`.
+        function: function of the operands, run on channels that are constant; by
+            default the operation's own `call`.
     """
     out = call.outputs[0]
     labels = {
@@ -28,14 +28,10 @@ def elementwise(call: Call, *operands, absorbing: bool = False, function=None):
         if out.shape[axis] != 1
     }
     result = Tensor(out.shape).with_labels(labels)
-    if absorbing and all(isinstance(each, Tensor) for each in operands):
-        logical = np.logical_or
-    elif keeps_zero(function or call.operation.call, *operands):
-        logical = np.logical_and
-    else:
-        return result
-    tensors = [each for each in operands if isinstance(each, Tensor)]
-    call.zeros = lambda *zeros: _combine(logical, result, tensors, zeros)
+    function = function or call.operation.call
+    call.constants = lambda *known: _computed(
+        function, operands, known, result, absorbing
+    )
     return result
 
 
@@ -50,31 +46,62 @@ def _tie_axis(call: Call, operands, axis: int, size: int):
     return call.tie(*partners)
 
 
-def _combine(logical, out: Tensor, tensors, zeros):
-    """Joins what is known of several operands along the channels of the result."""
-    known = [
-        each
-        for x, each in zip(tensors, zeros, strict=True)
-        if each is not None and _from_right(x) == _from_right(out)
+def _computed(function, operands, known, out: Tensor, absorbing: bool):
+    """Runs an elementwise function on the channels that all operands know."""
+    axis = out.channel_axis - len(out.shape)
+    known, values, varying = iter(known), [], np.zeros(out.shape[axis], bool)
+    for each in operands:
+        if isinstance(each, Tensor):
+            vector = next(known)
+            same_axis = each.channel_axis == len(each.shape) + axis
+            vector = vector if vector is not None and same_axis else np.nan
+            varying |= np.isnan(vector)
+        else:
+            vector = _along_axis(each, axis)
+        values.append(vector)
+    computed = run_on_constants(function, *values)
+    result = np.where(varying, np.nan, np.nan if computed is None else computed)
+    if absorbing:
+        for each in values:
+            result[np.broadcast_to(np.equal(each, 0), result.shape)] = 0
+    return result
+
+
+def _along_axis(constant, axis: int):
+    """Returns an array that varies along one axis only as a vector, else NaN."""
+    shape = np.shape(constant)
+    if not shape:
+        return constant
+    size = shape[axis] if len(shape) >= -axis else 1
+    return np.reshape(constant, -1) if np.prod(shape) == size else np.nan
+
+
+def run_on_constants(function, *values):
+    """Returns a function of vectors, with 0 in the place of NaN; None if it fails."""
+    vectors = [
+        np.nan_to_num(each) if isinstance(each, np.ndarray) else each for each in values
     ]
-    if not known or (len(known) < len(zeros) and logical is np.logical_and):
+    try:
+        return _run(function, [np.atleast_2d(each) for each in vectors])[0]
+    except Exception:
+        # A function that does not run on channels alone: nothing is known of it.
         return None
-    return logical.reduce(known)
-
-
-def _from_right(x: Tensor) -> int | None:
-    return None if x.channel_axis is None else x.channel_axis - len(x.shape)
 
 
 def along(x: Tensor, axis: int, function):
-    """Returns `function` for zeros along `axis` of `x`; it gets None for another."""
+    """Returns `function` for what is known along `axis` of `x`, None for another."""
     matches = x.channel_axis == axis % len(x.shape)
-    return lambda zeros, *masks: function(zeros if matches else None)
+    return lambda known, *masks: function(known if matches else None)
 
 
-def passed_on(zeros, *masks):
-    """Zeros of an operation that leaves every channel alone."""
-    return zeros
+def passed_on(known, *masks):
+    """Constants of an operation that leaves every channel alone."""
+    return known
+
+
+def only_zeros(known, *masks):
+    """Constants of an operation that leaves alone only channels that are zero."""
+    return None if known is None else np.where(known == 0, known, np.nan)
 
 
 def keeps_zero(function, *operands) -> bool:
@@ -102,12 +129,14 @@ def is_elementwise(function) -> bool:
     return _commutes(function, [(2, 3, 8)], axis=2) == 2
 
 
-def channelwise(call: Call, x: Tensor, axis: int, out_axis: int | None = None):
+def channelwise(
+    call: Call, x: Tensor, axis: int, out_axis: int | None = None, constants=passed_on
+):
     """The channel axis passes, every other labeled axis keeps its size."""
     axis %= len(x.shape)
     out_axis = axis if out_axis is None else out_axis
     call.lock_all(x, f"mixed by {call.path!r}", but=axis)
-    call.zeros = along(x, axis, passed_on)
+    call.constants = along(x, axis, constants)
     out = call.outputs[0]
     return Tensor(out.shape).with_labels({out_axis: x.labels[axis]})
 
@@ -124,14 +153,14 @@ def concatenate(call: Call, tensors, axis: int):
     if any(t.labels[axis] is not None for t in tensors):
         labels[axis] = np.concatenate([_labels_or_kept(call, t, axis) for t in tensors])
 
-    def zeros(*each):
+    def constants(*known):
         parts = [
-            np.zeros(t.shape[axis], bool) if z is None else z
-            for t, z in zip(tensors, each, strict=True)
+            np.full(t.shape[axis], np.nan) if each is None else each
+            for t, each in zip(tensors, known, strict=True)
         ]
         return np.concatenate(parts)
 
-    call.zeros = zeros if labels.get(axis) is not None else None
+    call.constants = constants if labels.get(axis) is not None else None
     return Tensor(out.shape).with_labels(labels)
 
 
@@ -158,22 +187,27 @@ def move(call: Call, x: Tensor, function=None, pads_zero: bool = False):
     """
     function = function or call.operation.call
     placed = [{} for _ in call.outputs]
-    keeps_zeros = len(x.labeled_axes) == 1 and len(call.outputs) == 1
+    keeps_values = len(x.labeled_axes) == 1 and len(call.outputs) == 1
     for axis in x.labeled_axes:
         for number, positions in enumerate(_positions(x, axis, function)):
             _place(call, x.labels[axis], positions, placed[number])
-            keeps_zeros &= pads_zero or positions.min() >= 0
+            keeps_values &= pads_zero or positions.min() >= 0
     outputs = [
         Tensor(out.shape).with_labels({a: labels for a, (labels, _) in each.items()})
         for out, each in zip(call.outputs, placed, strict=True)
     ]
-    if keeps_zeros and len(placed[0]) == 1:
-        ((_, index),) = placed[0].values()
-        # What is made up is zero too.
-        call.zeros = lambda zeros: (
-            None if zeros is None else np.where(index < 0, True, zeros[index])
-        )
+    if keeps_values and len(placed[0]) == 1:
+        ((_, rows),) = placed[0].values()
+        size = x.shape[x.channel_axis]
+        call.constants = lambda known: _moved(known, rows, size)
     return outputs
+
+
+def _moved(known, rows: np.ndarray, size: int) -> np.ndarray:
+    """Returns the value of each place; what is made up is 0, a mixture is NaN."""
+    known = np.full(size, np.nan) if known is None else known
+    table = np.where(rows < 0, 0, known[rows])
+    return np.where((table == table[0]).all(axis=0), table[0], np.nan)
 
 
 def _positions(x: Tensor, axis: int, function) -> list[np.ndarray]:
@@ -199,13 +233,13 @@ def _place(call: Call, labels, positions: np.ndarray, placed: dict) -> None:
         call.lock(labels, f"merged with other axes in {call.path!r}")
         return
     rows = np.moveaxis(positions, main, -1).reshape(-1, positions.shape[main])
-    rows = np.unique(rows[(rows >= 0).any(axis=1)], axis=0)
-    index = rows[0]
-    moved = _labels_at(call, labels, index)
+    rows = np.unique(rows, axis=0)
+    first, *others = rows[(rows >= 0).any(axis=1)]
+    moved = _labels_at(call, labels, first)
     # A channel axis split in two: what shares a place on the longer part is tied.
-    for row in rows[1:]:
+    for row in others:
         call.tie(moved, _labels_at(call, labels, row))
-    placed[main] = (moved, index)
+    placed[main] = (moved, rows)
 
 
 def _varies(positions: np.ndarray, axis: int) -> bool:
@@ -258,7 +292,9 @@ def by_probing(call: Call, *args, **kwargs):
         return None
     labels = call.tie(*(x.labels[axis] for x in call.inputs))
     if len(call.inputs) == 1:
-        call.zeros = lambda zeros: zeros if keeps_zero(function) else None
+        call.constants = lambda known: (
+            only_zeros(known) if keeps_zero(function) else None
+        )
     return Tensor(out.shape).with_labels({out_axis: labels})
 
 

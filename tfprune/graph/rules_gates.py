@@ -3,7 +3,10 @@
 import functools
 from dataclasses import replace
 
-from tfprune.graph.flows import keeps_zero
+import keras
+import numpy as np
+
+from tfprune.graph.flows import only_zeros, run_on_constants
 from tfprune.graph.registry import find_rule, register_rule
 from tfprune.graph.trace import Binding, Call, variable_of
 from tfprune.layers import ChannelGate
@@ -22,8 +25,8 @@ def channel_gate(call: Call, *args, **kwargs):
         for variable in (gate.output_mask.mask, gate.base, gate.gate):
             if variable is not None:
                 call.bind(variable, 0, labels)
-    inner = call.zeros
-    call.zeros = lambda *zeros: _gate_zeros(gate, inner, zeros)
+    inner = call.constants
+    call.constants = lambda *known: _gate_constants(gate, inner, known)
     return out
 
 
@@ -41,11 +44,15 @@ def _closed_rows(mask, before):
     return closed if before is None else closed | before()
 
 
-def _gate_zeros(gate: ChannelGate, inner, zeros):
-    """A channel is zero where the gate is closed, or where the layer makes it so."""
-    found = None if inner is None else inner(*zeros)
-    activation = getattr(gate.layer, "activation", None)
-    if gate.output_mask is None or not (activation is None or keeps_zero(activation)):
+def _gate_constants(gate: ChannelGate, inner, known):
+    """Zero where the layer makes it so; where the gate is closed, what it makes of 0."""
+    found = only_zeros(None if inner is None else inner(*known))
+    if gate.output_mask is None:
         return found
-    closed = gate.factors().numpy() == 0
-    return closed if found is None else closed | found
+    factors = gate.factors().numpy()
+    activation = getattr(gate.layer, "activation", None) or keras.activations.linear
+    behind = run_on_constants(activation, np.zeros(len(factors)))
+    if behind is None:
+        return found
+    open_ones = np.nan if found is None else found
+    return np.where(factors == 0, behind, open_ones)

@@ -1,9 +1,11 @@
 """Rules of the layers that have weights."""
 
+import functools
+
 import numpy as np
 from keras import layers
 
-from tfprune.graph.flows import along, is_elementwise, keeps_zero, passed_on
+from tfprune.graph.flows import along, is_elementwise, run_on_constants
 from tfprune.graph.registry import register_rule
 from tfprune.graph.trace import Binding, Call, Tensor
 
@@ -30,13 +32,11 @@ def _is_quantized(layer) -> bool:
 
 def _contract(call: Call, x: Tensor, kernel, in_axis, out_axis, axis, places):
     """Reads x's channels with one axis of `kernel` and makes those of another."""
-    layer = call.layer
     call.read(kernel, in_axis, x, axis)
     made = call.make(kernel, out_axis)
     _finish(call, kernel, made, places)
-    call.zeros = along(
-        x, axis, lambda zeros: _unmade(layer, _links(kernel, in_axis, out_axis), zeros)
-    )
+    by_place = functools.partial(_by_place, kernel, in_axis, out_axis)
+    _state_constants(call, x, axis, by_place)
     return made
 
 
@@ -50,21 +50,61 @@ def _finish(call: Call, kernel, made, places) -> None:
         call.lock(made, f"mixed by the activation of {call.path!r}")
 
 
-def _links(kernel, in_axis: int, out_axis: int) -> np.ndarray:
-    """Returns the bool matrix (in, out) of the channels that a kernel connects."""
-    nonzero = np.moveaxis(kernel.numpy() != 0, (in_axis, out_axis), (-2, -1))
-    return nonzero.reshape(-1, *nonzero.shape[-2:]).any(axis=0)
+def _by_place(kernel, in_axis: int, out_axis: int) -> np.ndarray:
+    """Returns a kernel as an array of shape `(places, inputs, outputs)`."""
+    moved = np.moveaxis(kernel.numpy(), (in_axis, out_axis), (-2, -1))
+    return moved.reshape(-1, *moved.shape[-2:])
 
 
-def _unmade(layer, links: np.ndarray, zeros, groups: int = 1):
-    """Returns which outputs are exactly zero: without live inputs and without bias."""
-    if not (layer.activation is None or keeps_zero(layer.activation)):
-        return None
-    links = links.reshape(len(links), groups, -1)
-    if zeros is not None:
-        links = links & ~zeros.reshape(groups, -1).T[:, :, None]
-    unmade = ~links.any(axis=0).ravel()
-    return unmade if layer.bias is None else unmade & (layer.bias.numpy() == 0)
+def _state_constants(call: Call, x: Tensor, axis, kernel, groups: int = 1) -> None:
+    """What all contractions know of the channels they make; `kernel` returns it."""
+    layer = call.layer
+
+    def constants(known):
+        return _made(layer, _contracted(kernel(), known, groups, has_borders(layer)))
+
+    call.constants = along(x, axis, constants)
+
+
+def _made(layer, made: np.ndarray):
+    """Adds the bias to constant sums and applies the activation."""
+    if layer.bias is not None:
+        made = made + layer.bias.numpy()
+    if layer.activation is None:
+        return made
+    computed = run_on_constants(layer.activation, made)
+    return None if computed is None else np.where(np.isnan(made), np.nan, computed)
+
+
+def _contracted(kernel: np.ndarray, known, groups: int, borders: bool) -> np.ndarray:
+    """Returns the sums that are constant: all live inputs are, the same at all places.
+
+    Args:
+        kernel: array of shape `(places, inputs of a group, outputs)`.
+        known: vector over all inputs, NaN where not constant, or None.
+        groups: int.
+        borders: whether not all places of the kernel lie on the input everywhere.
+    """
+    width = kernel.shape[1]
+    by_group = kernel.reshape(len(kernel), width, groups, -1)
+    known = np.full(width * groups, np.nan) if known is None else known
+    values = known.reshape(groups, width).T
+    varies = np.isnan(values) | (borders & (values != 0))
+    unknown = ((by_group != 0).any(axis=0) & varies[:, :, None]).any(axis=0)
+    flowing = np.nan_to_num(values)
+    sums = np.zeros(unknown.shape)
+    if flowing.any():
+        sums = np.einsum("pigo,ig->go", by_group.astype(np.float64), flowing)
+    return np.where(unknown, np.nan, sums).ravel()
+
+
+def has_borders(layer) -> bool:
+    """Returns whether a layer's kernel meets the border of its input, or its own."""
+    size = getattr(layer, "kernel_size", ())
+    if isinstance(layer, _TRANSPOSED):
+        # Between its strides it places only parts of the kernel.
+        return max(size) > 1 or max(layer.strides) > 1
+    return getattr(layer, "padding", "valid") != "valid" and max(size) > 1
 
 
 @register_rule(layers.Dense, sizes={"units": ("kernel", -1)})
@@ -106,11 +146,8 @@ def _contract_groups(call: Call, x: Tensor, kernel, in_axis, out_axis, axis, pla
         _tie_rows(call, made.reshape(groups, -1).T)
         call.read(kernel, in_axis, x, axis, labels=read[:width])
     _finish(call, kernel, made, places)
-    call.zeros = along(
-        x,
-        axis,
-        lambda zeros: _unmade(layer, _links(kernel, in_axis, out_axis), zeros, groups),
-    )
+    by_place = functools.partial(_by_place, kernel, in_axis, out_axis)
+    _state_constants(call, x, axis, by_place, groups)
     return made
 
 
@@ -120,12 +157,10 @@ def _tie_rows(call: Call, table: np.ndarray) -> None:
         call.tie(table[:, 0], column)
 
 
-@register_rule(
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-    layers.Conv3DTranspose,
-    sizes={"filters": ("kernel", -2)},
-)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+
+
+@register_rule(*_TRANSPOSED, sizes={"filters": ("kernel", -2)})
 def conv_transpose(call: Call, x: Tensor):
     layer, out = call.layer, call.outputs[0]
     axis = channel_axis(layer, len(x.shape))
@@ -144,15 +179,16 @@ def depthwise_conv(call: Call, x: Tensor):
     call.bind(kernel, -2, labels)
     made = None if labels is None else np.repeat(labels, kernel.shape[-1])
     _finish(call, kernel, made, positions(out, axis))
+    by_place = functools.partial(_depthwise, kernel)
     # Every input channel is a group of its own.
-    call.zeros = along(
-        x,
-        axis,
-        lambda zeros: _unmade(
-            layer, _links(kernel, -2, -1).reshape(1, -1), zeros, kernel.shape[-2]
-        ),
-    )
+    _state_constants(call, x, axis, by_place, groups=kernel.shape[-2])
     return out.with_labels({axis: made})
+
+
+def _depthwise(kernel) -> np.ndarray:
+    """Returns the kernel of a depthwise convolution as that of a grouped one."""
+    by_place = _by_place(kernel, -2, -1)
+    return by_place.reshape(len(by_place), 1, -1)
 
 
 @register_rule(
@@ -173,12 +209,13 @@ def separable_conv(call: Call, x: Tensor):
     made = call.make(pointwise, -1)
     _finish(call, pointwise, made, places)
 
-    def zeros(known):
-        links = _links(pointwise, -2, -1) & _links(depthwise, -2, -1).reshape(-1, 1)
-        known = None if known is None else np.repeat(known, multiplier)
-        return _unmade(layer, links, known)
+    def constants(known):
+        width, borders = depthwise.shape[-2], has_borders(layer)
+        between = _contracted(_depthwise(depthwise), known, width, borders)
+        kernel = _by_place(pointwise, -2, -1)
+        return _made(layer, _contracted(kernel, between, 1, borders=False))
 
-    call.zeros = along(x, axis, zeros)
+    call.constants = along(x, axis, constants)
     return out.with_labels({axis: made})
 
 
@@ -197,17 +234,19 @@ def batch_normalization(call: Call, x: Tensor, **kwargs):
     for variable in layer.variables:
         if tuple(variable.shape) == (x.shape[axis],):
             call.bind(variable, 0, x.labels[axis])
-    call.zeros = along(x, axis, lambda zeros: _batch_normalization_zeros(layer, zeros))
+    call.constants = along(x, axis, lambda known: _normalized(layer, known))
     return Tensor(out.shape, x.labels)
 
 
-def _batch_normalization_zeros(layer, zeros):
+def _normalized(layer, known) -> np.ndarray:
+    """Returns the constants behind a batch normalization: also where its scale is 0."""
     size = layer.moving_mean.shape[0]
+    gamma = np.ones(size) if layer.gamma is None else layer.gamma.numpy()
     beta = np.zeros(size) if layer.beta is None else layer.beta.numpy()
-    off = np.zeros(size, bool) if layer.gamma is None else layer.gamma.numpy() == 0
-    if zeros is not None:
-        off = off | (zeros & (layer.moving_mean.numpy() == 0))
-    return off & (beta == 0)
+    deviation = np.sqrt(layer.moving_variance.numpy() + layer.epsilon)
+    known = np.full(size, np.nan) if known is None else known
+    scaled = (known - layer.moving_mean.numpy()) * (gamma / deviation)
+    return np.where(gamma == 0, beta, scaled + beta)
 
 
 @register_rule(layers.PReLU)
@@ -216,8 +255,12 @@ def prelu(call: Call, x: Tensor):
     for axis in range(-len(alpha.shape), 0):
         if alpha.shape[axis] > 1:
             call.bind(alpha, axis, x.labels[axis])
-    call.zeros = passed_on
+    call.constants = _not_negative
     return Tensor(call.outputs[0].shape, x.labels)
+
+
+def _not_negative(known):
+    return None if known is None else np.where(known >= 0, known, np.nan)
 
 
 @register_rule(

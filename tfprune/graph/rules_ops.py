@@ -4,7 +4,14 @@ import numpy as np
 from keras.src.ops import core, nn
 from keras.src.ops import numpy as knp
 
-from tfprune.graph.flows import channelwise, concatenate, elementwise, move
+from tfprune.graph.flows import (
+    channelwise,
+    concatenate,
+    elementwise,
+    move,
+    only_zeros,
+    passed_on,
+)
 from tfprune.graph.registry import register_rule
 from tfprune.graph.rules_attention import product, spell_out
 from tfprune.graph.rules_shapes import narrowed_shape
@@ -146,7 +153,10 @@ def _kept_pad(kept, widths, labels) -> tuple:
     return int(stays[:before].sum()), int(stays[len(stays) - after :].sum())
 
 
-@register_rule(*_types(knp, "Mean Max Min Sum Amax Amin Prod Std Var"))
+_AVERAGES = tuple(_types(knp, "Mean Max Min Amax Amin"))
+
+
+@register_rule(*_AVERAGES, *_types(knp, "Sum Prod Std Var"))
 def reduction(call: Call, x: Tensor):
     axes, rank = call.operation.axis, len(x.shape)
     axes = range(rank) if axes is None else np.atleast_1d(axes) % rank
@@ -159,7 +169,8 @@ def reduction(call: Call, x: Tensor):
         return call.outputs[0]
     axis = labeled[0]
     to = axis if call.operation.keepdims else keeps.index(axis)
-    return channelwise(call, x, axis, to)
+    constants = passed_on if isinstance(call.operation, _AVERAGES) else only_zeros
+    return channelwise(call, x, axis, to, constants)
 
 
 @register_rule(knp.Matmul)

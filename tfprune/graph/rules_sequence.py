@@ -120,7 +120,7 @@ def time_distributed(call: Call, x: Tensor, mask=None):
         replace(term, constant=term.constant * x.shape[1]) for term in terms[num_terms:]
     ]
     call.reads = [replace(read, x=x, x_axis=read.x_axis + 1) for read in inner.reads]
-    call.zeros = inner.zeros
+    call.constants = inner.constants
     call.settings = lambda kept: {
         "layer": _with_settings(layer, "layer", settings_of(inner, kept))
     }
@@ -156,7 +156,7 @@ def bidirectional(call: Call, x: Tensor, initial_state=None, mask=None):
     units = call.tie(*(each.labels[-1] for each in halves))
     if layer.merge_mode == "concat":
         result = concatenate(call, halves, -1)
-        call.zeros = None
+        call.constants = None
         return result
     return out.with_labels({-1: units})
 

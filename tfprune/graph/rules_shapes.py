@@ -9,6 +9,7 @@ from tfprune.graph.flows import (
     elementwise,
     is_elementwise,
     move,
+    only_zeros,
     passed_on,
 )
 from tfprune.graph.registry import register_rule
@@ -52,7 +53,7 @@ def regularization(call: Call, x: Tensor, **kwargs):
     for axis, size in enumerate(noise_shape):
         if size not in (None, 1):
             call.lock(x.labels[axis], f"`noise_shape` of {call.path!r} is fixed")
-    call.zeros = passed_on
+    call.constants = passed_on
     return Tensor(call.outputs[0].shape, x.labels)
 
 
@@ -78,11 +79,16 @@ def rescaling(call: Call, x: Tensor):
     layers.AdaptiveMaxPooling3D, layers.AdaptiveAveragePooling1D,
     layers.AdaptiveAveragePooling2D, layers.AdaptiveAveragePooling3D,
     layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D,
-    layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
     layers.Cropping1D, layers.Cropping2D, layers.Cropping3D,
 )  # fmt: skip
 def resampling(call: Call, x: Tensor):
     return channelwise(call, x, channel_axis(call.operation, len(x.shape)))
+
+
+@register_rule(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
+def zero_padding(call: Call, x: Tensor):
+    axis = channel_axis(call.operation, len(x.shape))
+    return channelwise(call, x, axis, constants=only_zeros)
 
 
 @register_rule(
@@ -99,12 +105,17 @@ def global_pooling(call: Call, x: Tensor, **kwargs):
     layers.Add, layers.Subtract, layers.Average, layers.Maximum, layers.Minimum
 )
 def merge(call: Call, tensors):
-    return elementwise(call, *tensors, function=lambda *values: values[0])
+    return elementwise(call, *tensors, function=_of_list(call.operation.call))
+
+
+def _of_list(function):
+    return lambda *values: function(list(values))
 
 
 @register_rule(layers.Multiply)
 def multiply(call: Call, tensors):
-    return elementwise(call, *tensors, absorbing=True)
+    function = _of_list(call.operation.call)
+    return elementwise(call, *tensors, absorbing=True, function=function)
 
 
 @register_rule(layers.Concatenate)

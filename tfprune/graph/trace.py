@@ -100,8 +100,10 @@ class Call:
         node: the Keras node that records the call.
         inputs: the `Tensor`s it was called on, in order.
         outputs: the `Tensor`s it returned, in order.
-        zeros: function from the bool vectors "channel is exactly zero" of the
-            inputs to that of the output; None if nothing is known to stay zero.
+        constants: function from what is known of the channels of the inputs to that
+            of the output: None, or a vector with the value of every channel that is
+            the same at all places for all inputs and NaN for the others. None if
+            nothing is ever known.
         settings: function `kept -> dict` with the constructor arguments that change
             with the width, where `kept(labels)` returns the bool array of the labels
             that stay.
@@ -116,7 +118,7 @@ class Call:
     inputs: list = field(default_factory=list)
     outputs: list = field(default_factory=list)
     reads: list = field(default_factory=list)
-    zeros: Callable | None = None
+    constants: Callable | None = None
     settings: Callable | None = None
     arguments: Callable | None = None
 
@@ -315,7 +317,8 @@ class Trace:
 
     def _keep_unknown(self, call: Call, why: str) -> None:
         """Keeps all that a call reads and makes, also what its rule stated so far."""
-        call.reads, call.settings, call.arguments, call.zeros = [], None, None, None
+        call.reads, call.settings, call.arguments = [], None, None
+        call.constants = None
         labels = [x.labels[axis] for x in call.inputs for axis in x.labeled_axes]
         labels += [b.labels for b in self.bindings.values() if b.path == call.path]
         for each in labels:

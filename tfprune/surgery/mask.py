@@ -7,7 +7,7 @@ import numpy as np
 
 from tfprune.constraints import ZeroSlices
 from tfprune.graph import Graph
-from tfprune.graph.zeros import dead_units
+from tfprune.graph.constants import dead_units
 from tfprune.layers import ChannelGate
 from tfprune.masks import Masks
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state

@@ -9,9 +9,9 @@ import numpy as np
 from keras import layers as keras_layers
 
 from tfprune.graph import Graph
+from tfprune.graph.constants import exposed, propagate
 from tfprune.graph.flows import keeps_zero
 from tfprune.graph.nodes import as_functional, flatten_layers
-from tfprune.graph.zeros import exposed, propagate_zeros
 from tfprune.layers import GATED_TYPES, ChannelGate, ChannelMask
 from tfprune.layers.swapping import attribute_of
 from tfprune.surgery.rebuild import (
@@ -161,12 +161,12 @@ class _Places:
             for call in self._graph.calls
             if id(call.operation) in self.outputs and _closes(call.layer)
         }
-        zeros = propagate_zeros(self._graph, closed)
+        known = propagate(self._graph, closed)
         return [
             (call, read)
             for call in self._graph.calls
             for read in call.reads
-            if exposed(self._graph, read, zeros).any()
+            if exposed(self._graph, read, known).any()
         ]
 
     def _gate_makers(self, tensor, seen: set) -> None:
