@@ -1,12 +1,11 @@
 """Rules of the layers that have weights."""
 
-import functools
-
 import numpy as np
 from keras import layers
 
 from tfprune.graph.flows import along, is_elementwise, run_on_constants
 from tfprune.graph.registry import register_rule
+from tfprune.graph.sums import DEPTHWISE, SEPARABLE, TRANSPOSED, constant_sums
 from tfprune.graph.trace import Binding, Call, Tensor
 
 
@@ -34,13 +33,11 @@ def _contract(call: Call, x: Tensor, kernel, in_axis, out_axis, axis, places):
     """Reads x's channels with one axis of `kernel` and makes those of another."""
     call.read(kernel, in_axis, x, axis)
     made = call.make(kernel, out_axis)
-    _finish(call, kernel, made, places)
-    by_place = functools.partial(_by_place, kernel, in_axis, out_axis)
-    _state_constants(call, x, axis, by_place)
+    _finish(call, x, axis, kernel, made, places)
     return made
 
 
-def _finish(call: Call, kernel, made, places) -> None:
+def _finish(call: Call, x: Tensor, axis, kernel, made, places) -> None:
     """What all contractions do with the channels they make."""
     layer = call.layer
     if layer.bias is not None:
@@ -48,63 +45,18 @@ def _finish(call: Call, kernel, made, places) -> None:
     call.count_macs(kernel, places)
     if layer.activation is not None and not is_elementwise(layer.activation):
         call.lock(made, f"mixed by the activation of {call.path!r}")
+    call.constants = along(x, axis, lambda known: _made(layer, known))
 
 
-def _by_place(kernel, in_axis: int, out_axis: int) -> np.ndarray:
-    """Returns a kernel as an array of shape `(places, inputs, outputs)`."""
-    moved = np.moveaxis(kernel.numpy(), (in_axis, out_axis), (-2, -1))
-    return moved.reshape(-1, *moved.shape[-2:])
-
-
-def _state_constants(call: Call, x: Tensor, axis, kernel, groups: int = 1) -> None:
-    """What all contractions know of the channels they make; `kernel` returns it."""
-    layer = call.layer
-
-    def constants(known):
-        return _made(layer, _contracted(kernel(), known, groups, has_borders(layer)))
-
-    call.constants = along(x, axis, constants)
-
-
-def _made(layer, made: np.ndarray):
-    """Adds the bias to constant sums and applies the activation."""
+def _made(layer, known):
+    """Returns the outputs of a layer that are constant: sums, bias and activation."""
+    made = constant_sums(layer, known)
     if layer.bias is not None:
         made = made + layer.bias.numpy()
     if layer.activation is None:
         return made
     computed = run_on_constants(layer.activation, made)
     return None if computed is None else np.where(np.isnan(made), np.nan, computed)
-
-
-def _contracted(kernel: np.ndarray, known, groups: int, borders: bool) -> np.ndarray:
-    """Returns the sums that are constant: all live inputs are, the same at all places.
-
-    Args:
-        kernel: array of shape `(places, inputs of a group, outputs)`.
-        known: vector over all inputs, NaN where not constant, or None.
-        groups: int.
-        borders: whether not all places of the kernel lie on the input everywhere.
-    """
-    width = kernel.shape[1]
-    by_group = kernel.reshape(len(kernel), width, groups, -1)
-    known = np.full(width * groups, np.nan) if known is None else known
-    values = known.reshape(groups, width).T
-    varies = np.isnan(values) | (borders & (values != 0))
-    unknown = ((by_group != 0).any(axis=0) & varies[:, :, None]).any(axis=0)
-    flowing = np.nan_to_num(values)
-    sums = np.zeros(unknown.shape)
-    if flowing.any():
-        sums = np.einsum("pigo,ig->go", by_group.astype(np.float64), flowing)
-    return np.where(unknown, np.nan, sums).ravel()
-
-
-def has_borders(layer) -> bool:
-    """Returns whether a layer's kernel meets the border of its input, or its own."""
-    size = getattr(layer, "kernel_size", ())
-    if isinstance(layer, _TRANSPOSED):
-        # Between its strides it places only parts of the kernel.
-        return max(size) > 1 or max(layer.strides) > 1
-    return getattr(layer, "padding", "valid") != "valid" and max(size) > 1
 
 
 @register_rule(layers.Dense, sizes={"units": ("kernel", -1)})
@@ -145,9 +97,7 @@ def _contract_groups(call: Call, x: Tensor, kernel, in_axis, out_axis, axis, pla
         _tie_rows(call, read.reshape(groups, -1).T)
         _tie_rows(call, made.reshape(groups, -1).T)
         call.read(kernel, in_axis, x, axis, labels=read[:width])
-    _finish(call, kernel, made, places)
-    by_place = functools.partial(_by_place, kernel, in_axis, out_axis)
-    _state_constants(call, x, axis, by_place, groups)
+    _finish(call, x, axis, kernel, made, places)
     return made
 
 
@@ -157,10 +107,7 @@ def _tie_rows(call: Call, table: np.ndarray) -> None:
         call.tie(table[:, 0], column)
 
 
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-
-
-@register_rule(*_TRANSPOSED, sizes={"filters": ("kernel", -2)})
+@register_rule(*TRANSPOSED, sizes={"filters": ("kernel", -2)})
 def conv_transpose(call: Call, x: Tensor):
     layer, out = call.layer, call.outputs[0]
     axis = channel_axis(layer, len(x.shape))
@@ -170,7 +117,7 @@ def conv_transpose(call: Call, x: Tensor):
     return out.with_labels({axis: made})
 
 
-@register_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+@register_rule(*DEPTHWISE)
 def depthwise_conv(call: Call, x: Tensor):
     layer, out = call.layer, call.outputs[0]
     axis = channel_axis(layer, len(x.shape))
@@ -178,44 +125,23 @@ def depthwise_conv(call: Call, x: Tensor):
     kernel, labels = layer.kernel, x.labels[axis]
     call.bind(kernel, -2, labels)
     made = None if labels is None else np.repeat(labels, kernel.shape[-1])
-    _finish(call, kernel, made, positions(out, axis))
-    by_place = functools.partial(_depthwise, kernel)
-    # Every input channel is a group of its own.
-    _state_constants(call, x, axis, by_place, groups=kernel.shape[-2])
+    _finish(call, x, axis, kernel, made, positions(out, axis))
     return out.with_labels({axis: made})
 
 
-def _depthwise(kernel) -> np.ndarray:
-    """Returns the kernel of a depthwise convolution as that of a grouped one."""
-    by_place = _by_place(kernel, -2, -1)
-    return by_place.reshape(len(by_place), 1, -1)
-
-
-@register_rule(
-    layers.SeparableConv1D,
-    layers.SeparableConv2D,
-    sizes={"filters": ("pointwise_kernel", -1)},
-)
+@register_rule(*SEPARABLE, sizes={"filters": ("pointwise_kernel", -1)})
 def separable_conv(call: Call, x: Tensor):
     layer, out = call.layer, call.outputs[0]
     axis = channel_axis(layer, len(x.shape))
     call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
     depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
     multiplier, places = depthwise.shape[-1], positions(out, axis)
-    call.read(depthwise, -2, x, axis)
+    call.read(depthwise, -2, x, axis, adds_up=False)
     between = None if x.labels[axis] is None else np.repeat(x.labels[axis], multiplier)
     call.trace.bind(Binding(call.path, pointwise, -2, between, read=True))
     call.count_macs(depthwise, places)
     made = call.make(pointwise, -1)
-    _finish(call, pointwise, made, places)
-
-    def constants(known):
-        width, borders = depthwise.shape[-2], has_borders(layer)
-        between = _contracted(_depthwise(depthwise), known, width, borders)
-        kernel = _by_place(pointwise, -2, -1)
-        return _made(layer, _contracted(kernel, between, 1, borders=False))
-
-    call.constants = along(x, axis, constants)
+    _finish(call, x, axis, pointwise, made, places)
     return out.with_labels({axis: made})
 
 

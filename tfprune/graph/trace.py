@@ -80,6 +80,8 @@ class Read:
         x_axis: the axis of `x`; a grouped kernel has fewer rows than it has channels.
         labels: labels on the variable's axis.
         closed: function that returns which rows of the axis a gate has closed.
+        adds_up: whether the rows of the axis are weights of one sum; those of a
+            depthwise kernel are not.
     """
 
     x: Tensor
@@ -88,6 +90,7 @@ class Read:
     axis: int
     labels: np.ndarray
     closed: Callable | None = None
+    adds_up: bool = True
 
 
 @dataclass(eq=False)
@@ -136,17 +139,21 @@ class Call:
         """States that an axis of a variable carries `labels`."""
         self.trace.bind(Binding(self.path, variable, axis, labels, read=False))
 
-    def read(self, variable, axis: int, x: Tensor, x_axis: int, labels=None) -> None:
+    def read(
+        self, variable, axis: int, x: Tensor, x_axis: int, labels=None, adds_up=True
+    ) -> None:
         """States that an axis of a variable contracts an axis of tensor `x`.
 
         Args:
             labels: labels on the variable's axis, by default those of `x`.
+            adds_up: whether the rows of the axis are weights of one sum.
         """
         axis, x_axis = axis % len(variable.shape), x_axis % len(x.shape)
         labels = x.labels[x_axis] if labels is None else labels
         self.trace.bind(Binding(self.path, variable, axis, labels, read=True))
         if labels is not None:
-            self.reads.append(Read(x, x_axis, variable, axis, labels))
+            read = Read(x, x_axis, variable, axis, labels, adds_up=adds_up)
+            self.reads.append(read)
 
     def tie(self, *labels):
         """Makes all labels the same; a plain partner (None) keeps them all."""

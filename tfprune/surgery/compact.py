@@ -7,19 +7,18 @@ import keras
 from tfprune.graph import Graph
 from tfprune.graph.registry import settings_of
 from tfprune.surgery.certificate import certify, finite_probe, run
+from tfprune.surgery.folding import fold_constants
 from tfprune.surgery.mask import dead_masks, gate_masks, zeroed_values
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
-from tfprune.surgery.rewrites import (
-    faster_layer,
-    faster_value,
-    foldable_normalizations,
-    folded_values,
-)
-from tfprune.surgery.wrap import has_gates, strip_gates
+from tfprune.surgery.rewrites import faster
+from tfprune.surgery.wrap import has_gates, strip, strip_gates
 
 
 def compact(
-    model: keras.Model, masks: Mapping | None = None, optimize: bool = False
+    model: keras.Model,
+    masks: Mapping | None = None,
+    optimize: bool = False,
+    fold: bool = False,
 ) -> keras.Model:
     """Returns a smaller model without the masked channels, verified.
 
@@ -38,13 +37,19 @@ def compact(
             inference: a BatchNormalization right behind a convolution or dense layer
             moves into it, and a convolution with as many groups as channels becomes a
             depthwise one. For the last step, when training is done. Defaults to False.
+        fold: whether channels that are constant but not zero go too (a scale of zero
+            beside any shift), without a change to the outputs: what they add up to
+            moves into the bias or the normalization behind their readers, or, where
+            these pad, into the weights of one constant channel that stays. Only with
+            `masks=None`. Weights that take it up are no slices of the original's.
+            Defaults to False.
 
     Returns:
         A new model, uncompiled.
 
     Raises:
         ValueError: if masks belong to another model or empty a group, weights are
-            not finite, or the certificate fails.
+            not finite, `fold` is given with masks, or the certificate fails.
 
     Example:
 
@@ -52,16 +57,33 @@ def compact(
     small = tfprune.compact(model, masks)
     ```
     """
+    if fold and masks is not None:
+        raise ValueError(
+            "`fold` removes what is constant in the model itself, so `masks` must be "
+            f"None. Received: masks={masks!r}. Compact by masks first, then fold."
+        )
     graph = Graph(model)
-    chosen = dead_masks(graph) if masks is None else masks
-    graph.check(chosen)
+    graph.check({} if masks is None else masks)
     values = None if masks is None else zeroed_values(graph, masks)
     probes, expected = finite_probe(model, values)
-    if has_gates(model):
-        graph = Graph(strip_gates(model, _open_channels(graph, chosen)))
-    small = compact_unverified(graph, chosen, optimize)
+    small = _folded(model) if fold else _compacted(graph, masks)
+    if optimize:
+        small = faster(small)
     certify(expected, run(small, probes), model)
     return small
+
+
+def _folded(model) -> keras.Model:
+    graph = Graph(strip(model) if has_gates(model) else model)
+    masks, values = fold_constants(graph)
+    return compact_unverified(graph, masks, values)
+
+
+def _compacted(graph: Graph, masks: Mapping | None) -> keras.Model:
+    masks = dead_masks(graph) if masks is None else masks
+    if has_gates(graph.model):
+        graph = Graph(strip_gates(graph.model, _open_channels(graph, masks)))
+    return compact_unverified(graph, masks)
 
 
 def _open_channels(graph: Graph, masks: Mapping):
@@ -77,19 +99,24 @@ def _open_channels(graph: Graph, masks: Mapping):
 
 
 def compact_unverified(
-    graph: Graph, masks: Mapping, optimize: bool = False
+    graph: Graph, masks: Mapping, values: Mapping | None = None
 ) -> keras.Model:
-    """Returns the smaller model without its certificate; for `compact` and timing."""
-    kept = graph.kept(masks)
+    """Returns the smaller model without its certificate; for `compact` and timing.
+
+    Args:
+        graph: graph of a model without gates.
+        masks: group name to bool array.
+        values: `{id(variable): array}` in the place of the model's own values.
+    """
+    kept, values = graph.kept(masks), values or {}
     labels = {(id(b.variable), b.axis): b.labels for b in graph.bindings}
-    folds = foldable_normalizations(graph) if optimize else {}
-    folded = {id(normalization) for normalization in folds.values()}
     by_operation, by_node = {}, {}
     for call in graph.calls:
         by_operation.setdefault(id(call.operation), call)
         by_node.setdefault(id(call.node), call)
 
-    def sliced(variable, value=None):
+    def sliced(variable):
+        value = values.get(id(variable))
         value = variable.numpy() if value is None else value
         for axis in range(value.ndim):
             if (id(variable), axis) in labels:
@@ -97,18 +124,10 @@ def compact_unverified(
         return value
 
     def make(operation, path):
-        if id(operation) in folded:
-            return keras.layers.Identity(name=operation.name)
         settings = settings_of(by_operation[id(operation)], kept)
-        if id(operation) in folds:
-            settings["use_bias"] = True
-        twin = copy_operation_like(operation, settings, plain=True)
-        return faster_layer(twin, operation) if optimize else twin
+        return copy_operation_like(operation, settings, plain=True)
 
     def rewrite(node, args, kwargs):
-        if id(node.operation) in folded:
-            # An Identity takes no mask.
-            return (*args, kwargs.get("inputs"))[:1], {}
         call = by_node.get(id(node))
         if call is None or call.arguments is None:
             return args, kwargs
@@ -117,10 +136,7 @@ def compact_unverified(
     rebuilder = Rebuilder(make, rewrite, lambda m: _input_shapes(graph, m, kept))
     new = rebuilder.model(graph.model)
     for old, twin in rebuilder.pairs:
-        if id(old) in folds:
-            _assign_folded(old, folds[id(old)], twin, sliced)
-        elif id(old) not in folded:
-            copy_state(old, twin, lambda v, t=twin: faster_value(t, sliced(v)))
+        copy_state(old, twin, sliced)
     return new
 
 
@@ -137,13 +153,3 @@ def _input_shapes(graph: Graph, model, kept) -> list:
         )
         for shape, tensor in zip(shapes, tensors, strict=True)
     ]
-
-
-def _assign_folded(old, normalization, twin, sliced) -> None:
-    """Gives a copy the weights with which it also does the normalization's work."""
-    values, bias = folded_values(old, normalization)
-    kernels = [variable for variable in old.variables if variable is not old.bias]
-    for source, target in zip(kernels, twin.variables, strict=False):
-        value = sliced(source, values.get(id(source)))
-        target.assign(faster_value(twin, value))
-    twin.bias.assign(sliced(normalization.moving_mean, bias))

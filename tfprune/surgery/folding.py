@@ -1,0 +1,142 @@
+"""Folding: channels that never change go, and what they add up to stays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from keras import layers
+
+from tfprune.graph import Graph
+from tfprune.graph.constants import propagate, used_rows, values_of
+from tfprune.graph.sums import SEPARABLE, constant_sums, has_borders
+from tfprune.graph.trace import Call, Read
+from tfprune.masks import Masks
+from tfprune.surgery.rewrites import foldable_normalizations
+
+_WITH_BIAS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, *SEPARABLE)
+# A carrier much smaller than what it carries would magnify rounding.
+_SMALLEST_CARRIER = 0.1
+
+
+@dataclass
+class _Reader:
+    """One axis of a variable that reads channels.
+
+    Attributes:
+        units: unit number of every channel that is read.
+        values: the constant of every channel, 0 where its weights are, NaN where it
+            varies or cannot be moved.
+        shift: the variable that takes what constants add up to, None if none can.
+        sign: 1 if they are added to it, -1 if subtracted.
+    """
+
+    call: Call
+    read: Read
+    units: np.ndarray
+    values: np.ndarray
+    shift: object = None
+    sign: int = 1
+
+
+def fold_constants(graph: Graph) -> tuple[Masks, dict[int, np.ndarray]]:
+    """Finds the units that every reader sees as constants, and moves the constants.
+
+    They move into the bias of the reader or the moving mean of the normalization
+    behind it. Where the reader pads its input, that would be wrong at the borders:
+    there one constant channel stays as a carrier, and its weights take over those of
+    the others, times the ratio of the constants.
+
+    Args:
+        graph: graph of a model without gates.
+
+    Returns:
+        Masks that remove those units, and `{id(variable): array}` with the values of
+        the variables that make up for it, in the old shapes.
+    """
+    readers = _find_readers(graph)
+    keep = np.zeros(graph.num_units + 1, bool)
+    keep[-1] = True
+    for reader in readers:
+        keep[reader.units[np.isnan(reader.values)]] = True
+    _keep_carriers(readers, keep)
+    for units in graph.members:
+        if not keep[units].any():
+            keep[units[0]] = True
+    values: dict[int, np.ndarray] = {}
+    for reader in readers:
+        _move(reader, keep, values)
+    return Masks(graph.masks_of(keep)), values
+
+
+def _find_readers(graph: Graph) -> list[_Reader]:
+    known, normalizations = propagate(graph), foldable_normalizations(graph)
+    readers: dict[tuple, _Reader] = {}
+    for call in graph.calls:
+        for read in call.reads:
+            reader = _reader(graph, call, read, known, normalizations)
+            key = (id(read.variable), read.axis)
+            first = readers.setdefault(key, reader)
+            if first is not reader:
+                # A layer that is called twice has one set of weights for both.
+                same = first.values == reader.values
+                first.values = np.where(same, first.values, np.nan)
+    return list(readers.values())
+
+
+def _reader(graph: Graph, call: Call, read: Read, known, normalizations) -> _Reader:
+    values = np.where(used_rows(read), values_of(read, known), 0.0)
+    reader = _Reader(call, read, graph.units(read.x.labels[read.x_axis]), values)
+    layer = call.layer
+    if type(layer) in _WITH_BIAS and not has_borders(layer):
+        normalization = normalizations.get(id(call.operation))
+        if layer.bias is not None:
+            reader.shift = layer.bias
+        elif normalization is not None:
+            reader.shift, reader.sign = normalization.moving_mean, -1
+    carries = read.adds_up and len(read.labels) == len(values)
+    if reader.shift is None and not carries:
+        reader.values = np.where(values == 0, values, np.nan)
+    return reader
+
+
+def _keep_carriers(readers: list[_Reader], keep: np.ndarray) -> None:
+    """Keeps a constant channel wherever others have to be carried."""
+    readers = [reader for reader in readers if reader.shift is None]
+    # The smallest value at any reader: how well a unit carries at all of them.
+    worst = np.full(len(keep), np.inf)
+    for reader in readers:
+        np.fmin.at(worst, reader.units, np.abs(reader.values))
+    for reader in readers:
+        sizes = np.abs(reader.values)
+        gone = ~keep[reader.units] & (sizes > 0)
+        if not gone.any():
+            continue
+        enough = _SMALLEST_CARRIER * sizes[gone].max()
+        if (keep[reader.units] & (sizes >= enough)).any():
+            continue
+        good = gone & (sizes >= enough)
+        candidates = reader.units[good]
+        keep[candidates[np.argmax(worst[candidates])]] = True
+
+
+def _move(reader: _Reader, keep: np.ndarray, values: dict) -> None:
+    """Adds the constants of what goes to `values`, by the id of the variable."""
+    stays = keep[reader.units]
+    gone = ~stays & (reader.values != 0)
+    if not gone.any():
+        return
+    constants = np.where(gone, reader.values, 0.0)
+    if reader.shift is not None:
+        target = reader.shift
+        sums = constant_sums(reader.call.layer, constants, borders=False)
+        values[id(target)] = _value_of(target, values) + reader.sign * sums
+        return
+    target, axis = reader.read.variable, reader.read.axis
+    carrier = np.argmax(np.where(stays, np.abs(np.nan_to_num(reader.values)), 0))
+    rows = np.moveaxis(_value_of(target, values), axis, 0)
+    rows[carrier] += np.tensordot(constants / reader.values[carrier], rows, axes=1)
+    values[id(target)] = np.moveaxis(rows, 0, axis)
+
+
+def _value_of(variable, values: dict) -> np.ndarray:
+    value = values.get(id(variable))
+    return np.array(variable.numpy(), np.float64) if value is None else value
