@@ -54,6 +54,6 @@ def test_table_calls_run(newcomer):
     names.update(budget=names["Budget"](flops_reduction=0.3), gated=names["model"])
     names["my_scores"] = lambda group: np.arange(group.size)
     calls = re.findall(r"^\| [^|]+ \| `((?:select|Budget|compact)\(.*\))` \|$", text, re.MULTILINE)
-    assert len(calls) == 6
+    assert len(calls) == 7
     for call in calls:
         assert eval(call, names)
