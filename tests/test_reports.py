@@ -29,6 +29,9 @@ def test_inspect_shows_sizes_costs_coupling_and_reasons(make_residual):
     logits = " ".join(row(table, "logits"))
     assert "output" in logits
     assert "prunable channels in" in text(table)
+    # 4 convolutions, the shortcut's, and 3 logits that stay.
+    assert "72 of 75 kernel channels are free to go (96.0%)" in text(table)
+    assert "3 kept: an output of the model" in text(table)
 
 
 def test_inspect_lists_every_layer_and_what_it_is_coupled_to(make_residual):

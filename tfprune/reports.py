@@ -41,10 +41,10 @@ def inspect_table(graph, title=None):
     """
     cost = costs.cost(graph)
     groups = _groups_by_layer(graph)
-    caption = (
+    caption = _plain(
         f"{cost.params:,} parameters, {cost.macs:,} multiply-accumulates\n"
         f"{sum(group.size for group in graph.groups):,} prunable channels "
-        f"in {len(graph.groups)} groups"
+        f"in {len(graph.groups)} groups\n" + "\n".join(graph.free_channels.describe())
     )
     table = _table(
         title or graph.model.name,
@@ -169,10 +169,14 @@ def _table(title, columns, numbers=(), caption=None):
 
 
 def _add_row(table, *cells):
+    table.add_row(*map(_plain, cells))
+
+
+def _plain(text):
+    """Names and reasons are not markup, whatever brackets they contain."""
     from rich.text import Text
 
-    # Names and reasons are not markup, whatever brackets they contain.
-    table.add_row(*map(Text, cells))
+    return Text(text)
 
 
 def _groups_by_layer(graph):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfprune.graph.flows import by_probing
+from tfprune.graph.freedom import FreeChannels, count_free
 from tfprune.graph.group import Group, Slice
 from tfprune.graph.registry import find_rule
 from tfprune.graph.trace import Trace
@@ -175,6 +176,15 @@ class Graph:
     def mac_terms(self) -> tuple:
         return tuple(self._trace.terms)
 
+    @property
+    def free_channels(self) -> FreeChannels:
+        """Output channels of kernels, how many can go and what keeps the others."""
+        return count_free(self)
+
+    def reasons(self, labels: np.ndarray) -> list[str | None]:
+        """Returns why each label is kept; None for those that are free to go."""
+        return [self._reasons.get(r) for r in self._trace.atoms.root(labels).tolist()]
+
     def nested_inputs(self, model) -> list | None:
         """Returns the tensors a nested model is first called on; None for others."""
         return self._trace.nested_inputs(model)
@@ -303,12 +313,13 @@ class Graph:
         return locked
 
     def summary(self) -> str:
-        """Returns one line per group and per skipped layer."""
+        """Returns lines on the groups, what is free to go, and skipped layers."""
         lines = [f"{len(self.groups)} groups, {self.num_units} units"]
         for group in self.groups:
             coupled = f" with {', '.join(group.layers[1:])}" * (len(group.layers) > 1)
             lines.append(f"  {group.name}: {group.size}{coupled}")
         lines += [f"  skipped {path}: {why}" for path, why in self.skipped.items()]
+        lines += self.free_channels.describe()
         return "\n".join(lines)
 
 
