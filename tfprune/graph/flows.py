@@ -233,7 +233,9 @@ def _place(call: Call, labels, positions: np.ndarray, placed: dict) -> None:
         call.lock(labels, f"merged with other axes in {call.path!r}")
         return
     rows = np.moveaxis(positions, main, -1).reshape(-1, positions.shape[main])
-    rows = np.unique(rows, axis=0)
+    if len(rows) > 1:
+        # Most often there is one, and comparing whole rows is slow.
+        rows = np.unique(rows, axis=0)
     first, *others = rows[(rows >= 0).any(axis=1)]
     moved = _labels_at(call, labels, first)
     # A channel axis split in two: what shares a place on the longer part is tied.
