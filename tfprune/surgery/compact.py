@@ -6,7 +6,7 @@ import keras
 
 from tfprune.graph import Graph
 from tfprune.graph.registry import settings_of
-from tfprune.surgery.certificate import certify, finite_probe, run
+from tfprune.surgery.certificate import certify, finite_probe, nudged, run
 from tfprune.surgery.folding import fold_constants
 from tfprune.surgery.mask import dead_masks, gate_masks, zeroed_values
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
@@ -69,7 +69,8 @@ def compact(
     small = _folded(model) if fold else _compacted(graph, masks)
     if optimize:
         small = faster(small)
-    certify(expected, run(small, probes), model)
+    received = run(small, probes)
+    certify(expected, received, model, lambda: run(model, nudged(probes), values))
     return small
 
 
