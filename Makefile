@@ -1,4 +1,4 @@
-# make demo | make test | make benchmark; each makes its own environment.
+# make demo | make test | make test-zoo | make benchmark; each makes its own environment.
 # Another interpreter:  make test PYTHON=python3.12 VENV=.venv-3.12
 # Options:              make benchmark ARGS="--models-dir DIR"
 
@@ -11,12 +11,16 @@ ARGS ?=
 
 python := $(VENV)/bin/python
 
-.PHONY: demo test benchmark clean
+.PHONY: demo test test-zoo benchmark clean
 demo: $(VENV)/.demo
 	@$(python) examples/demo.py $(ARGS)
 
 test: $(VENV)/.dev
 	@$(python) -m pytest -n 2 $(ARGS)
+
+# All of keras.applications: half an hour.
+test-zoo: $(VENV)/.dev
+	@$(python) -m pytest -n 2 --maxschedchunk 1 -m slow $(ARGS) tests/zoo
 
 benchmark: $(VENV)/.dev
 	@$(python) benchmarks/structure.py $(ARGS)
