@@ -44,12 +44,6 @@ def unbuilt():
     return keras.Sequential([layers.Dense(3), layers.Dense(2)])
 
 
-def nested_subclassed_is_a_layer():
-    inputs = layers.Input((4,))
-    x = layers.Dense(8, name="a")(inputs)
-    return keras.Model(inputs, layers.Dense(2)(Subclassed()(x)))
-
-
 @pytest.fixture
 def model(make_residual):
     return checker.randomize(make_residual(8))
@@ -88,12 +82,6 @@ def test_subclassed_model_is_told_the_way_out():
     assert "keras.Model(inputs, subclassed.call(inputs))" in str(caught.value)
     inputs = keras.Input((4,))
     tfprune.Graph(keras.Model(inputs, subclassed().call(inputs)))
-
-
-def test_subclassed_model_inside_a_functional_one_keeps_its_channels():
-    graph = tfprune.Graph(nested_subclassed_is_a_layer())
-    assert any("Subclassed" in reason for reason in graph.skipped.values())
-    assert not any(group.name == "a" for group in graph.groups)
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,9 @@ def prune(
         min_channels=min_channels,
         multiple_of=multiple_of,
     )
-    plain = strip(model) if has_gates(model) else model
-    graph = Graph(plain)
-    scores = _dead_first(importances.get(importance)(graph), read_masks(plain))
-    return compact(plain, select(graph, lambda graph: scores, budget, scope=scope))
+    graph = Graph(strip(model) if has_gates(model) else model)
+    scores = _dead_first(importances.get(importance)(graph), read_masks(graph.model))
+    return compact(graph.model, select(graph, lambda graph: scores, budget, scope=scope))
 
 
 def _dead_first(scores: Mapping, alive: Mapping) -> dict:

@@ -5,6 +5,7 @@ from tfprune.graph import (  # noqa: F401
     rules_gates,
     rules_layers,
     rules_ops,
+    rules_own,
     rules_sequence,
     rules_shapes,
 )

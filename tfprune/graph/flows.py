@@ -190,6 +190,10 @@ def move(call: Call, x: Tensor, function=None, pads_zero: bool = False):
     keeps_values = len(x.labeled_axes) == 1 and len(call.outputs) == 1
     for axis in x.labeled_axes:
         for number, positions in enumerate(_positions(x, axis, function)):
+            if not positions.size:
+                # A slice of nothing: no channel gets any further.
+                keeps_values = False
+                continue
             _place(call, x.labels[axis], positions, placed[number])
             keeps_values &= pads_zero or positions.min() >= 0
     outputs = [

@@ -2,14 +2,16 @@
 
 import fnmatch
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from tfprune.graph.flows import by_probing
 from tfprune.graph.freedom import FreeChannels, count_free
 from tfprune.graph.group import Group, Slice
+from tfprune.graph.opening import Opened, open_call
 from tfprune.graph.registry import find_rule
+from tfprune.graph.subclassed import as_recorded
 from tfprune.graph.trace import Trace
 
 
@@ -22,16 +24,19 @@ class Graph:
     listed in `skipped`. The model is only read.
 
     Args:
-        model: built Functional or Sequential model, with or without gates.
+        model: built Functional or Sequential model, with or without gates, or a built
+            subclassed model that can be taken apart.
 
     Attributes:
+        model: the model; of a subclassed one the functional model of its parts.
         groups: tuple of `Group`, in the order of the model's layers.
         skipped: dict of layer path to the reason it could not be followed.
         locked: dict of layer path to the reason its output channels are all kept.
         assumed_shapes: inputs with open sizes and the shape costs are counted for.
 
     Raises:
-        ValueError: if the model is unbuilt, subclassed, or no Keras model.
+        ValueError: if the model is unbuilt, no Keras model, or a subclassed model
+            that cannot be taken apart.
 
     Example:
 
@@ -42,8 +47,8 @@ class Graph:
     """
 
     def __init__(self, model):
-        self.model = model
-        self._trace = trace = Trace(model, _rule_of)
+        self.model = as_recorded(model)
+        self._trace = trace = Trace(self.model, _rule_of, _open_call)
         self.skipped = dict(trace.skipped)
         self.assumed_shapes = dict(trace.assumed_shapes)
         self._bindings = [b for b in trace.bindings.values() if b.labels is not None]
@@ -186,8 +191,30 @@ class Graph:
         return [self._reasons.get(r) for r in self._trace.atoms.root(labels).tolist()]
 
     def nested_inputs(self, model) -> list | None:
-        """Returns the tensors a nested model is first called on; None for others."""
+        """Returns the tensors a nested model is first called on; None for others.
+
+        Args:
+            model: the `Functional` behind it.
+        """
         return self._trace.nested_inputs(model)
+
+    def opener(self, condition: Callable) -> Callable:
+        """Returns the function from a layer to its parts, for layers to take apart.
+
+        It gives None for a layer that has no parts, or that may stay whole.
+
+        Args:
+            condition: function of a call, True if the layer around it has to be
+                taken apart.
+        """
+
+        def parts(layer):
+            opened = self._trace.opened.get(id(layer))
+            if opened is None or not any(condition(call) for call in opened.calls):
+                return None
+            return opened.parts
+
+        return parts
 
     def group(self, name: str) -> Group:
         """Returns the group of this name."""
@@ -307,8 +334,10 @@ class Graph:
         locked = dict(self.skipped)
         for call in self._trace.calls:
             for tensor in call.outputs[:1]:
-                labels = tensor.labels[tensor.channel_axis or 0]
-                if labels is not None and (self.units(labels) == self.num_units).all():
+                if tensor.channel_axis is None:
+                    continue
+                labels = tensor.labels[tensor.channel_axis]
+                if (self.units(labels) == self.num_units).all():
                     locked.setdefault(call.path, self._reasons[int(roots[labels[0]])])
         return locked
 
@@ -326,6 +355,11 @@ class Graph:
 def _rule_of(operation):
     rule = find_rule(operation)
     return by_probing if rule is None else rule.trace
+
+
+def _open_call(node) -> Opened:
+    """A layer with a rule stays whole: its rule knows more than its parts."""
+    return open_call(node) if find_rule(node.operation) is None else Opened(node)
 
 
 def _unique_names(names: list[str]) -> list[str]:

@@ -1,6 +1,8 @@
 """The one home of Keras's private graph API: how to walk a model's nodes."""
 
+import contextlib
 import copy
+import inspect
 
 import keras
 from keras.src.models.functional import Functional, functional_like_constructor
@@ -18,17 +20,26 @@ __all__ = [
     "copy_operation",
     "fill_in",
     "flatten_layers",
+    "follow_training",
     "input_layer_of",
+    "input_masks",
     "input_structure",
+    "known_call",
     "nodes_in_order",
     "object_sharing_scope",
     "output_structure",
+    "recorded_arguments",
     "tree",
+    "unrecorded",
 ]
 
 
-def as_functional(model) -> Functional:
+def as_functional(model, reason: str = "it records no graph of layers") -> Functional:
     """Returns the `Functional` behind a Functional or Sequential model.
+
+    Args:
+        model: the model.
+        reason: what to say of a subclassed model.
 
     Raises:
         ValueError: if `model` is no Keras model, is not built, or is a subclassed
@@ -49,8 +60,8 @@ def as_functional(model) -> Functional:
         return model._functional
     if not isinstance(model, Functional):
         raise ValueError(
-            "`model` must be a Functional or Sequential model: a subclassed model "
-            "records no graph of layers. Received: "
+            "`model` must be a Functional or Sequential model, or a subclassed model "
+            f"that can be taken apart, and this one cannot: {reason}. Received: "
             f"{model.name!r} of class {type(model).__name__}. Wrap its call: "
             "`inputs = keras.Input(shape); "
             "model = keras.Model(inputs, subclassed.call(inputs))`."
@@ -72,6 +83,60 @@ def nodes_in_order(functional: Functional) -> list:
 def fill_in(node, tensors: dict):
     """Returns `(args, kwargs)` of a node with `tensors[id(keras_tensor)]` put in."""
     return node.arguments.fill_in(tensors)
+
+
+def recorded_arguments(node) -> tuple[tuple, dict]:
+    """Returns `(args, kwargs)` of a node as recorded, with `KerasTensor`s."""
+    return node.arguments.args, node.arguments.kwargs
+
+
+def known_call(model):
+    """Returns `(args, kwargs)` that a subclassed model is called with, None if unknown.
+
+    What it was called with on symbolic inputs, if it ever was. What Keras remembers
+    of a call on data is the shape of its first argument, not its type.
+    """
+    if model._inbound_nodes:
+        return recorded_arguments(model._inbound_nodes[0])
+    arguments = inspect.signature(model.call).parameters.keys() - {"training", "mask"}
+    shapes = list((model._build_shapes_dict or {}).values())
+    if len(arguments) != 1 or len(shapes) != 1:
+        return None
+    return (
+        tree.map_shape_structure(
+            lambda shape: keras.KerasTensor((None, *shape[1:]), model.variable_dtype),
+            shapes[0],
+        ),
+    ), {}
+
+
+def follow_training(node) -> None:
+    """Lets a node take `training` from whoever runs the graph."""
+    node.arguments.kwargs.pop("training", None)
+
+
+def input_masks(structure) -> list:
+    """Returns the mask on every tensor of a structure, None where there is none."""
+    return [getattr(x, "_keras_mask", None) for x in tree.flatten(structure)]
+
+
+@contextlib.contextmanager
+def unrecorded(layer):
+    """Calls inside leave no trace on a layer and the layers in it.
+
+    Keras notes every symbolic call on the layers themselves, which would change how a
+    model they belong to is saved.
+    """
+    counts = [
+        (each, len(each._inbound_nodes), len(each._outbound_nodes))
+        for each in layer._flatten_layers()
+    ]
+    try:
+        yield
+    finally:
+        for each, inbound, outbound in counts:
+            del each._inbound_nodes[inbound:]
+            del each._outbound_nodes[outbound:]
 
 
 def input_structure(functional: Functional):

@@ -14,10 +14,9 @@ import numpy as np
 
 from tfprune.graph.atoms import Atoms
 from tfprune.graph.nodes import Functional, as_functional, fill_in, nodes_in_order, tree
+from tfprune.graph.opening import Opened
+from tfprune.graph.shapes import assumed_shape, closed_shape, infer_shapes
 from tfprune.layers import SwapWrapper
-
-# Stands in for a size that the model leaves open, such as the height of an image.
-OPEN_SIZE = 224
 
 
 class Tensor:
@@ -200,7 +199,7 @@ class Call:
 class Trace:
     """One walk over a model with labels instead of numbers."""
 
-    def __init__(self, model, rule_of: Callable):
+    def __init__(self, model, rule_of: Callable, open_call: Callable):
         self.atoms = Atoms()
         self.calls: list[Call] = []
         self.bindings: dict[tuple[int, int], Binding] = {}
@@ -208,7 +207,9 @@ class Trace:
         self.terms: list[MacTerm] = []
         self.skipped: dict[str, str] = {}
         self.assumed_shapes: dict[str, tuple] = {}
+        self.opened: dict[int, Opened] = {}
         self._rule_of = rule_of
+        self._open_call = open_call
         self._first_calls: dict[int, Call] = {}
         self._nested: dict[int, tuple] = {}
         functional = as_functional(model)
@@ -271,7 +272,7 @@ class Trace:
             t.shape[1:] == tuple(k.shape[1:])
             for k, t in zip(functional.inputs, inputs, strict=True)
         )
-        shapes = None if as_built else _infer_shapes(functional, inputs)
+        shapes = None if as_built else infer_shapes(functional, inputs)
         for node in nodes_in_order(functional):
             if any(id(x) not in tensors for x in node.input_tensors):
                 continue
@@ -289,16 +290,15 @@ class Trace:
         path = f"{prefix}{operation.name}"
         call = Call(self, operation, path, node)
         call.inputs = [t for t in tree.flatten((args, kwargs)) if isinstance(t, Tensor)]
-        call.outputs = [_closed(t, call.inputs) for t in results]
+        call.outputs = [Tensor(closed_shape(t.shape, call.inputs)) for t in results]
         if isinstance(operation, (Functional, keras.Sequential)):
-            return self._call_nested(operation, call.inputs, path)
-        kind = type(operation).__name__
-        try:
-            outputs = self._apply_rule(call, args, kwargs)
-            why = f"no rule for {kind}"
-        except Exception as error:
-            # One layer that is used in an unforeseen way must not abort a model.
-            outputs, why = None, f"the rule for {kind} failed ({error!r})"
+            return self._call_nested(as_functional(operation), call.inputs, path)
+        if id(operation) not in self.opened:
+            self.opened[id(operation)] = self._open_call(node)
+        opened = self.opened[id(operation)]
+        if opened.parts is not None and opened.fits(node):
+            return self._call_opened(opened, call)
+        outputs, why = self._follow(call, opened, args, kwargs)
         if outputs is None:
             self._keep_unknown(call, why)
         else:
@@ -309,6 +309,33 @@ class Trace:
             # One operation has one setting, so every call of it has the same width.
             self._tie_tensors(first.inputs + first.outputs, call.inputs + call.outputs)
         return call.outputs
+
+    def _follow(self, call: Call, opened: Opened, args, kwargs):
+        """Returns what a call makes of its inputs, or None and why nobody knows."""
+        kind = type(call.operation).__name__
+        if opened.parts is not None:
+            why = f"{kind} is called in several ways"
+            for inner in opened.calls:
+                for x in inner.inputs + inner.outputs:
+                    inner.lock_all(x, why)
+            return None, why
+        try:
+            outputs = self._apply_rule(call, args, kwargs)
+        except Exception as error:
+            # One layer that is used in an unforeseen way must not abort a model.
+            return None, f"the rule for {kind} failed ({error!r})"
+        self._lock_first_axes(call, outputs)
+        return outputs, f"no rule for {kind}{opened.reason}"
+
+    def _lock_first_axes(self, call: Call, outputs) -> None:
+        """Keeps the channels of a weight without a batch axis, unless it is spread.
+
+        Rules take the first axis for that of the batch, where no channels are.
+        """
+        ranks = [len(x.shape) for x in tree.flatten(outputs) if isinstance(x, Tensor)]
+        for x in call.inputs:
+            if x.shape and len(x.shape) >= max(ranks, default=0):
+                self.lock(x.labels[0], f"not spread over samples in {call.path!r}")
 
     def _apply_rule(self, call: Call, args, kwargs):
         rule = self._rule_of(call.operation)
@@ -327,26 +354,36 @@ class Trace:
         call.reads, call.settings, call.arguments = [], None, None
         call.constants = None
         labels = [x.labels[axis] for x in call.inputs for axis in x.labeled_axes]
-        labels += [b.labels for b in self.bindings.values() if b.path == call.path]
+        labels += [
+            b.labels
+            for b in self.bindings.values()
+            if b.path == call.path or b.path.startswith(f"{call.path}/")
+        ]
         for each in labels:
             self.lock(each, f"read by {call.path!r}: {why}")
         if labels or getattr(call.layer, "weights", None):
             reason = f"{why}: the channels it reads and makes are kept"
             self.skipped.setdefault(call.path, reason)
 
-    def _call_nested(self, model, inputs, path) -> list[Tensor]:
-        functional = as_functional(model)
+    def _call_nested(self, functional, inputs, path) -> list[Tensor]:
         outputs = self._walk(functional, inputs, prefix=f"{path}/")
-        if id(model) not in self._nested:
-            self._nested[id(model)] = (inputs, outputs)
+        if id(functional) not in self._nested:
+            self._nested[id(functional)] = (inputs, outputs)
             return outputs
         # A nested model has one width, whoever calls it.
-        first = self._nested[id(model)]
+        first = self._nested[id(functional)]
         self._tie_tensors(first[0] + first[1], inputs + outputs)
         return outputs
 
-    def nested_inputs(self, model) -> list[Tensor] | None:
-        return self._nested[id(model)][0] if id(model) in self._nested else None
+    def _call_opened(self, opened: Opened, call: Call) -> list[Tensor]:
+        start = len(self.calls)
+        outputs = self._call_nested(opened.parts, call.inputs, call.path)
+        opened.calls += self.calls[start:]
+        return outputs
+
+    def nested_inputs(self, functional) -> list[Tensor] | None:
+        nested = self._nested.get(id(functional))
+        return None if nested is None else nested[0]
 
     def _tie_tensors(self, left: list[Tensor], right: list[Tensor]) -> None:
         for a, b in zip(left, right, strict=True):
@@ -359,36 +396,3 @@ class Trace:
 def variable_of(layer, name: str):
     """Returns the variable under a dotted name, such as `"cell.kernel"`."""
     return functools.reduce(getattr, name.split("."), layer)
-
-
-def _closed(tensor: Tensor, inputs: list[Tensor]) -> Tensor:
-    """Returns a tensor with the sizes that Keras leaves open, taken from the inputs."""
-
-    def size_of(axis: int) -> int:
-        sizes = [x.shape[axis] for x in inputs if len(x.shape) == len(tensor.shape)]
-        return sizes[0] if sizes else OPEN_SIZE
-
-    first, *rest = tensor.shape
-    sizes = [size_of(a) if n is None else n for a, n in enumerate(rest, start=1)]
-    return Tensor((first, *sizes))
-
-
-def assumed_shape(keras_tensor) -> tuple:
-    """Returns the shape of an input with a stand-in for the sizes it leaves open."""
-    first, *rest = keras_tensor.shape
-    return (first, *(OPEN_SIZE if size is None else size for size in rest))
-
-
-def _infer_shapes(functional: Functional, inputs: list[Tensor]) -> dict[int, tuple]:
-    """Returns the shape of every tensor of a model for other input shapes."""
-    tensors = {
-        id(k): keras.KerasTensor(t.shape, k.dtype)
-        for k, t in zip(functional.inputs, inputs, strict=True)
-    }
-    for node in nodes_in_order(functional):
-        if any(id(x) not in tensors for x in node.input_tensors):
-            continue
-        args, kwargs = fill_in(node, tensors)
-        outputs = tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
-        tensors.update((id(k), t) for k, t in zip(node.outputs, outputs, strict=True))
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfprune.graph.nodes import as_functional, flatten_layers, input_structure, tree
-from tfprune.graph.trace import assumed_shape
+from tfprune.graph.shapes import assumed_shape
 
 # Above float rounding of the deepest models, far below one wrong channel.
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
@@ -33,7 +33,9 @@ def probe_inputs(model, batch_size: int = 2, seed: int = 0, largest: float = 255
         shape = assumed_shape(keras_tensor)
         shape = (shape[0] or batch_size, *shape[1:])
         if "int" in keras_tensor.dtype or keras_tensor.dtype == "bool":
-            return random.integers(0, 2, shape).astype(keras_tensor.dtype)
+            values = random.integers(0, 2, shape)
+            # Keras refuses a structure of arrays and tensors.
+            return keras.ops.cast(values, keras_tensor.dtype)
         values = random.normal(size=shape)
         values[1::2] = random.uniform(0, largest, values[1::2].shape)
         return keras.ops.cast(values.astype("float32"), keras_tensor.dtype)

@@ -63,6 +63,7 @@ def compact(
             f"None. Received: masks={masks!r}. Compact by masks first, then fold."
         )
     graph = Graph(model)
+    model = graph.model
     graph.check({} if masks is None else masks)
     values = None if masks is None else zeroed_values(graph, masks)
     probes, expected = finite_probe(model, values)
@@ -125,7 +126,8 @@ def compact_unverified(
         return value
 
     def make(operation, path):
-        settings = settings_of(by_operation[id(operation)], kept)
+        call = by_operation.get(id(operation))
+        settings = {} if call is None else settings_of(call, kept)
         return copy_operation_like(operation, settings, plain=True)
 
     def rewrite(node, args, kwargs):
@@ -134,11 +136,29 @@ def compact_unverified(
             return args, kwargs
         return call.arguments(kept, args, kwargs)
 
-    rebuilder = Rebuilder(make, rewrite, lambda m: _input_shapes(graph, m, kept))
+    rebuilder = Rebuilder(
+        make,
+        rewrite,
+        lambda functional: _input_shapes(graph, functional, kept),
+        graph.opener(lambda call: _loses_channels(call, labels, kept)),
+    )
     new = rebuilder.model(graph.model)
     for old, twin in rebuilder.pairs:
         copy_state(old, twin, sliced)
     return new
+
+
+def _loses_channels(call, labels: dict, kept) -> bool:
+    tensors = [x.labels for x in call.inputs + call.outputs]
+    variables = [
+        [labels.get((id(variable), axis)) for axis in range(len(variable.shape))]
+        for variable in getattr(call.layer, "variables", ())
+    ]
+    return any(
+        each is not None and not kept(each).all()
+        for axes in tensors + variables
+        for each in axes
+    )
 
 
 def _input_shapes(graph: Graph, model, kept) -> list:

@@ -8,6 +8,7 @@ import numpy as np
 from tfprune.constraints import ZeroSlices
 from tfprune.graph import Graph
 from tfprune.graph.constants import dead_units
+from tfprune.graph.opening import OwnWeight
 from tfprune.layers import ChannelGate
 from tfprune.masks import Masks
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
@@ -39,12 +40,22 @@ def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
     graph = Graph(model)
     values = zeroed_values(graph, masks)
     dropped = dropped_slices(graph, masks)
-    rebuilder = Rebuilder(lambda operation, path: copy_operation_like(operation))
-    new = rebuilder.model(model)
+    rebuilder = Rebuilder(
+        lambda operation, path: copy_operation_like(operation),
+        # In a layer of its own that is saved with it, a constraint is saved too.
+        parts=graph.opener(lambda call: _holds_any(call.layer, values)),
+    )
+    new = rebuilder.model(graph.model)
     for old, twin in rebuilder.pairs:
         copy_state(old, twin, lambda v: values.get(id(v), v.numpy()))
         _hold(old, twin, dropped)
     return new
+
+
+def _holds_any(layer, variables: Mapping) -> bool:
+    return any(
+        id(variable) in variables for variable in getattr(layer, "variables", ())
+    )
 
 
 def dropped_slices(graph: Graph, masks: Mapping) -> dict[int, dict[int, np.ndarray]]:
@@ -78,7 +89,11 @@ def _hold(old, twin, dropped: dict) -> None:
     for source, target in pairs:
         if id(source) not in dropped or not source._trainable:
             continue
-        target.constraint = ZeroSlices(dropped[id(source)], source.constraint)
+        slices = dropped[id(source)]
+        if isinstance(old, OwnWeight):
+            # The last axis is all that can lose channels, and is that of the table.
+            slices = {1: indices for indices in slices.values()}
+        target.constraint = ZeroSlices(slices, source.constraint)
         owner = getattr(twin, "layer", twin)
         attribute = _constraint_attribute(owner, target)
         if attribute is not None:

@@ -20,6 +20,8 @@ from tfprune.graph.nodes import (
     output_structure,
     tree,
 )
+from tfprune.graph.opening import OwnWeight, as_one_input
+from tfprune.graph.subclassed import as_recorded
 
 
 class Rebuilder:
@@ -32,8 +34,10 @@ class Rebuilder:
         make: function `(operation, path) -> new operation`.
         rewrite: function `(node, args, kwargs) -> (args, kwargs)` for literals in
             recorded calls. By default they are kept.
-        input_shapes: function `(model) -> shapes of its inputs`. By default they are
-            kept.
+        input_shapes: function `(Functional) -> shapes of its inputs`. By default they
+            are kept.
+        parts: function from a layer to the `Functional` to make a nested model of in
+            its place, None for layers that stay whole. By default all do.
     """
 
     def __init__(
@@ -41,16 +45,18 @@ class Rebuilder:
         make: Callable,
         rewrite: Callable | None = None,
         input_shapes: Callable | None = None,
+        parts: Callable | None = None,
     ):
         self._make = make
         self._rewrite = rewrite or (lambda node, args, kwargs: (args, kwargs))
         self._input_shapes = input_shapes or (lambda m: [x.shape for x in m.inputs])
+        self._parts = parts or (lambda layer: None)
         self._new: dict[int, object] = {}
         self.pairs: list[tuple] = []
 
     def model(self, model, prefix: str = ""):
         """Returns the new model; `pairs` then lists (old, new) operations."""
-        as_functional(model)
+        model = as_recorded(model)
         # Rebuilding under one scope keeps objects shared that share an id.
         with object_sharing_scope():
             new = self._model(model, prefix)
@@ -61,34 +67,44 @@ class Rebuilder:
     def _model(self, model, prefix: str):
         if id(model) not in self._new:
             build = self._sequential if _is_sequential(model) else self._functional
-            self._new[id(model)] = build(model, prefix)
+            self._new[id(model)] = build(model, as_functional(model), prefix)
         return self._new[id(model)]
+
+    def _opened(self, layer, parts: Functional, prefix: str):
+        if id(layer) not in self._new:
+            self._new[id(layer)] = self._functional(layer, parts, prefix)
+        return self._new[id(layer)]
 
     def _operation(self, operation, prefix: str):
         path = f"{prefix}{operation.name}"
         if isinstance(operation, Functional) or _is_sequential(operation):
             return self._model(operation, f"{path}/")
+        parts = self._parts(operation)
+        if parts is not None:
+            return self._opened(operation, parts, f"{path}/")
         if id(operation) not in self._new:
             self._new[id(operation)] = new = self._make(operation, path)
             self.pairs.append((operation, new))
         return self._new[id(operation)]
 
-    def _sequential(self, model, prefix: str):
+    def _sequential(self, model, functional, prefix: str):
         layers = [self._operation(layer, prefix) for layer in model.layers]
-        (new_input,) = self._inputs(model)
+        (new_input,) = self._inputs(functional)
         return keras.Sequential([new_input, *layers], name=model.name)
 
-    def _functional(self, model, prefix: str):
-        functional = as_functional(model)
+    def _functional(self, model, functional, prefix: str):
+        new_inputs = self._inputs(functional)
         tensors = {
             id(old): new.output
-            for old, new in zip(functional.inputs, self._inputs(model), strict=True)
+            for old, new in zip(functional.inputs, new_inputs, strict=True)
         }
         for node in nodes_in_order(functional):
             if any(id(x) not in tensors for x in node.input_tensors):
                 continue
             args, kwargs = self._rewrite(node, *fill_in(node, tensors))
-            outputs = self._operation(node.operation, prefix)(*args, **kwargs)
+            new = self._operation(node.operation, prefix)
+            args, kwargs = _arguments_for(new, node.operation, args, kwargs)
+            outputs = new(*args, **kwargs)
             flat = tree.flatten(outputs)
             tensors.update((id(k), t) for k, t in zip(node.outputs, flat, strict=True))
         inputs, outputs = (
@@ -97,10 +113,10 @@ class Rebuilder:
         )
         return class_for_copies(model)(inputs, outputs, name=model.name)
 
-    def _inputs(self, model) -> list:
+    def _inputs(self, functional) -> list:
         """Returns new input layers like those of the old model."""
-        inputs = []
-        for old, shape in zip(model.inputs, self._input_shapes(model), strict=True):
+        inputs, shapes = [], self._input_shapes(functional)
+        for old, shape in zip(functional.inputs, shapes, strict=True):
             config = {**input_layer_of(old).get_config(), "batch_shape": shape}
             inputs.append(keras.layers.InputLayer.from_config(config))
         return inputs
@@ -119,13 +135,25 @@ class Rebuilder:
 
     def _models_of(self, model):
         for layer in model.layers:
-            if id(layer) in self._new and isinstance(layer, keras.Model):
+            parts = self._parts(layer)
+            is_model = parts is not None or isinstance(layer, keras.Model)
+            if is_model and id(layer) in self._new:
                 yield layer, self._new[id(layer)]
-                yield from self._models_of(layer)
+                yield from self._models_of(layer if parts is None else parts)
 
 
 def _is_sequential(operation) -> bool:
     return isinstance(operation, keras.Sequential)
+
+
+def _arguments_for(new, old, args, kwargs):
+    """Returns the arguments for what has taken the place of an operation."""
+    if isinstance(old, OwnWeight):
+        return (old.rows(*args),), {}
+    if isinstance(new, Functional) and not isinstance(old, keras.Model):
+        training = {k: v for k, v in kwargs.items() if k == "training"}
+        return (as_one_input(args, kwargs),), training
+    return args, kwargs
 
 
 def copy_operation_like(operation, settings: dict | None = None, plain: bool = False):
@@ -137,6 +165,8 @@ def copy_operation_like(operation, settings: dict | None = None, plain: bool = F
         plain: whether constraints that tfprune has set are left out.
     """
     settings = settings or {}
+    if isinstance(operation, OwnWeight):
+        return operation.as_embedding(settings)
     if not isinstance(operation, keras.layers.Layer):
         return copy_operation(operation, settings)
     if isinstance(operation, keras.layers.Lambda):
@@ -216,6 +246,8 @@ def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy())
         )
     for source, target in zip(old_variables, new_variables, strict=True):
         value = np.asarray(value_of(source))
+        if isinstance(old, OwnWeight):
+            value = value.reshape(target.shape[0], -1)
         if tuple(target.shape) != value.shape:
             raise ValueError(
                 f"Variable {source.path!r} of layer {old.name!r} has shape "

@@ -12,6 +12,7 @@ from tfprune.graph import Graph
 from tfprune.graph.constants import exposed, propagate
 from tfprune.graph.flows import keeps_zero
 from tfprune.graph.nodes import as_functional, flatten_layers
+from tfprune.graph.opening import OwnWeight
 from tfprune.layers import GATED_TYPES, ChannelGate, ChannelMask
 from tfprune.layers.swapping import attribute_of
 from tfprune.surgery.rebuild import (
@@ -24,7 +25,8 @@ from tfprune.surgery.rebuild import (
 
 def has_gates(model: keras.Model) -> bool:
     """Returns whether any layer of a model is wrapped in a `ChannelGate`."""
-    as_functional(model)
+    if not isinstance(model, keras.Model):
+        as_functional(model)
     return any(isinstance(layer, ChannelGate) for layer in flatten_layers(model))
 
 
@@ -66,7 +68,7 @@ def prune_wrap(
     ```
     """
     graph = Graph(model)
-    if has_gates(model):
+    if has_gates(graph.model):
         raise ValueError(
             f"Model {model.name!r} has gates already. Call `tfprune.strip` first."
         )
@@ -121,6 +123,9 @@ class _Places:
             if name is not None:
                 own = self.inputs.setdefault(id(call.operation), {})
                 own[f"{name}:{read.axis}"] = read.labels
+
+    def has_gate(self, call) -> bool:
+        return id(call.operation) in self.outputs or id(call.operation) in self.inputs
 
     def restrict(self, patterns: list[str]) -> None:
         """Keeps only gates whose layer matches; gates layers that were not chosen."""
@@ -214,10 +219,10 @@ def _wrap(model, graph: Graph, places: _Places, gate, arguments: dict) -> keras.
             **arguments,
         )
 
-    rebuilder = Rebuilder(make)
-    new = rebuilder.model(model)
+    rebuilder = Rebuilder(make, parts=graph.opener(places.has_gate))
+    new = rebuilder.model(graph.model)
     for old, twin in rebuilder.pairs:
-        if type(twin) is type(old):
+        if type(twin) is type(old) or isinstance(old, OwnWeight):
             copy_state(old, twin)
     return new
 

@@ -1,0 +1,300 @@
+"""Composite layers of a user's own: opened, pruned, gated, saved; or kept and listed."""
+
+import checker
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from own import Chain, Own, Residual, around, check_own, register
+
+import tfprune
+
+
+@register
+class Twice(Own):
+    """A composite layer inside another."""
+
+    def __init__(self, width=8, **kwargs):
+        super().__init__(width, **kwargs)
+        self.inner = Chain(width, name="inner")
+        self.last = layers.Conv2D(width, 1, activation="relu", name="last")
+
+    def call(self, x):
+        return self.last(ops.tanh(self.inner(x)))
+
+
+@register
+class Heads(Own):
+    """Attention written by hand, with the batch size taken from the tensor."""
+
+    def __init__(self, width=8, **kwargs):
+        super().__init__(width, **kwargs)
+        self.query, self.key, self.value = (
+            layers.Dense(width, name=name) for name in ("query", "key", "value")
+        )
+        self.out = layers.Dense(width, name="out")
+
+    def build(self, shape):
+        for part in self._layers[:3]:
+            part.build(shape)
+        self.out.build((*shape[:-1], self.width))
+
+    def call(self, x):
+        batch, height, width, size = ops.shape(x)
+        shape = (batch, height * width, 2, self.width // 2)
+        q, k, v = (
+            ops.transpose(ops.reshape(dense(x), shape), (0, 2, 1, 3))
+            for dense in (self.query, self.key, self.value)
+        )
+        scores = ops.softmax(ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))))
+        mixed = ops.transpose(ops.matmul(scores, v), (0, 2, 1, 3))
+        return self.out(ops.reshape(mixed, (batch, height, width, self.width)))
+
+
+@register
+class Weights(Own):
+    """Weights of its own, of every shape, used in every way."""
+
+    def __init__(self, width=8, **kwargs):
+        super().__init__(width, **kwargs)
+        self.dense = layers.Dense(width, name="dense")
+
+    def build(self, shape):
+        super().build(shape)
+        shapes = {"temperature": (), "place": (1, shape[1], shape[2], self.width)}
+        shapes |= {"scale": (self.width,), "bias": (1, 1, self.width)}
+        for name, each in shapes.items():
+            setattr(self, name, self.add_weight(shape=each, name=name))
+
+    def call(self, x):
+        x = self.dense(x) * ops.reshape(self.scale, (1, 1, 1, -1)) + self.bias
+        return ops.tanh((self.place + x) / (2 + self.temperature))
+
+
+# Opened --------------------------------------------------------------------------
+
+
+def test_parts_are_pruned_under_their_paths():
+    model = around(Chain(12, name="own"))
+    small = check_own(model, "a", "own/one", "own/bn", "own/two", "b")
+    assert small.get_layer("own").get_layer("one").filters == 6
+    types = {type(each).__module__.split(".")[0] for each in small._flatten_layers()}
+    assert types == {"keras"}
+
+
+def test_own_weights_go_with_their_channels():
+    small = check_own(around(Residual(10, name="own")), "own/gamma", "own/one", "a")
+    assert small.get_layer("own").get_layer("gamma").embeddings.shape == (1, 4)
+
+
+def test_own_weights_still_train():
+    model = around(Residual(10, name="own"))
+    for new in (tfprune.compact(model, {}), tfprune.prune(model, 0.3)):
+        before = [v.numpy() for v in new.trainable_variables]
+        assert len(before) == len(model.trainable_variables)
+        new.compile("adam", "mse")
+        x = np.random.default_rng(0).normal(size=(8, 8, 8, 3))
+        new.fit(x, np.ones((8, 3)), verbose=0)
+        after = [v.numpy() for v in new.trainable_variables]
+        assert not any(map(np.array_equal, before, after))
+
+
+@pytest.mark.parametrize("kind", [Twice, Weights, Heads])
+def test_composites_of_every_kind(kind):
+    check_own(around(kind(name="own"), size=4), "b")
+
+
+def test_composite_in_a_composite():
+    check_own(around(Twice(name="own")), "own/inner/one", "own/inner/two", "own/last")
+
+
+def test_heads_lose_what_they_have_in_common():
+    model = around(Heads(16, name="own"), size=4)
+    check_own(model, "own/value", "own/out")
+
+
+def test_own_weights_of_every_shape():
+    model = around(Weights(name="own"), size=4)
+    check_own(model, "own/dense", "own/scale", "own/place", "own/bias")
+
+
+def test_unchanged_layer_stays_whole():
+    model = around(Chain(name="first"), Chain(name="second"))
+    masks = tfprune.select(tfprune.Graph(model), "magnitude", scope={"second/one": 0.5})
+    for function in (tfprune.compact, tfprune.apply_masks):
+        new = function(model, masks)
+        assert type(new.get_layer("first")) is Chain
+        assert isinstance(new.get_layer("second"), keras.Model)
+    wrapped = tfprune.prune_wrap(model, layers=["second/bn"])
+    assert type(wrapped.get_layer("first")) is Chain
+
+
+def test_sequential_model_of_composites():
+    model = keras.Sequential([layers.Input((8, 8, 3)), Chain(name="own")])
+    model.add(layers.GlobalAveragePooling2D())
+    model.add(layers.Dense(3, name="logits"))
+    small = check_own(checker.randomize(model), "own/one", "own/two")
+    assert isinstance(small, keras.Sequential)
+
+
+def test_composite_used_twice_has_one_width():
+    shared = Residual(name="own")
+    small = check_own(around(shared, layers.ReLU(), shared), "own/one", "own/two")
+    assert len([x for x in small.layers if x.name == "own"]) == 1
+
+
+def test_tensors_in_lists_and_keywords():
+    @register
+    class Merge(Own):
+        def __init__(self, width=8, **kwargs):
+            super().__init__(width, **kwargs)
+            self.one = layers.Conv2D(width, 1, name="one")
+
+        def build(self, shape):
+            self.one.build(shape[0])
+
+        def call(self, pair, gate=None, scale=1.0):
+            x, y = pair
+            return {"sum": self.one(x + y) * gate, "rest": scale * x}
+
+    inputs = layers.Input((8, 8, 3))
+    x, y, z = (layers.Conv2D(8, 3, name=name)(inputs) for name in "xyz")
+    merged = Merge(name="own")([x, y], gate=ops.sigmoid(z), scale=2.0)
+    x = layers.Concatenate()([merged["sum"], merged["rest"]])
+    x = layers.GlobalAveragePooling2D()(x)
+    model = checker.randomize(keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+    check_own(model, "x", "y", "z", "own/one")
+
+
+def test_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = around(Residual(name="own"))
+    graph = tfprune.Graph(model)
+    assert not graph.skipped
+    masks = tfprune.select(graph, "magnitude", scope={"*": 0.5})
+    small = tfprune.compact(model, masks)
+    assert tfprune.cost(small) == tfprune.cost(model, masks)
+    assert small.get_layer("own").get_layer("gamma").compute_dtype == "bfloat16"
+
+
+def test_flags_of_frozen_parts_are_copied():
+    model = around(Residual(name="own"), Chain(name="frozen"))
+    model.get_layer("own").bn.trainable = False
+    model.get_layer("frozen").trainable = False
+    small = tfprune.prune(model, 0.3)
+    assert not small.get_layer("own").get_layer("bn").trainable
+    assert small.get_layer("own").get_layer("one").trainable
+    assert not small.get_layer("frozen").trainable_variables
+
+
+def test_zeros_hold_in_further_training():
+    model = around(Residual(name="own"))
+    graph = tfprune.Graph(model)
+    masks = tfprune.select(graph, "magnitude", scope={"*": 0.5})
+    masked = tfprune.apply_masks(model, masks)
+    masked.compile("adam", "mse")
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 3))
+    masked.fit(x, np.ones((8, 3)), verbose=0)
+    assert tfprune.read_masks(masked) == masks
+    tfprune.compact(masked)
+
+
+# Kept and listed ---------------------------------------------------------------------
+
+
+def _ways(name):
+    """A composite layer whose `call` does something that its parts alone do not."""
+
+    @register
+    class Odd(Chain):
+        def build(self, shape):
+            super().build(shape)
+            self.count = self.add_weight(shape=(), trainable=False, name="count")
+            self.seed = keras.random.SeedGenerator(1) if name == "random" else None
+
+        def call(self, x, training=None):
+            y = super().call(x, training=training) + self.count
+            if name == "value" and ops.max(x) > 100:
+                return x
+            if name == "training" and training:
+                return x
+            if name == "state":
+                self.count.assign(self.count + 1)
+            if name == "loss":
+                self.add_loss(ops.mean(y))
+            if name == "random":
+                return y + keras.random.normal(ops.shape(x)[1:], seed=self.seed)
+            if name == "hidden":
+                return y + ops.sum(self.one.kernel)
+            if name == "fixed":
+                return self.bn(self.two(x), training=False) + y
+            if name == "loop":
+                return ops.while_loop(_small, lambda n: (2 * n,), (y,))[0]
+            return y
+
+    return Odd
+
+
+def _small(x):
+    return ops.max(ops.abs(x)) < 100
+
+
+REASONS = {
+    "value": "cannot be followed",
+    "training": "does something else in training",
+    "state": "cannot be followed",
+    "loss": "add_loss",
+    "random": "changes its state",
+    "hidden": "compute something else",
+    "fixed": "fixes `training`",
+    "loop": "does something else",
+}
+
+
+@pytest.mark.parametrize("name", sorted(REASONS))
+def test_what_parts_alone_do_not_do_is_kept_and_listed(name):
+    model = around(layers.Conv2D(8, 1, name="c"), _ways(name)(name="odd"))
+    model.get_layer("odd").count.assign(0.0)
+    losses = len(model.losses)
+    graph = tfprune.Graph(model)
+    assert graph.skipped.keys() == {"odd"}
+    assert REASONS[name] in graph.skipped["odd"]
+    assert [group.name for group in graph.groups] == ["a", "b"]
+    assert len(model.losses) == losses
+    if name not in ("random", "state"):
+        check_own(model, "a", skipped=["odd"], wrap=False)
+
+
+def test_regularized_outputs_and_masks_keep_a_layer_whole():
+    model = around(Chain(name="odd", activity_regularizer="l2"))
+    assert "activity regularizer" in tfprune.Graph(model).skipped["odd"]
+    inputs = layers.Input((5,), dtype="int32")
+    x = layers.Embedding(9, 8, mask_zero=True)(inputs)
+
+    @register
+    class Mixer(Own):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = layers.Dense(8, name="dense")
+            self.supports_masking = True
+
+        def call(self, x, mask=None):
+            return self.dense(x)
+
+    x = layers.LSTM(4)(Mixer(name="odd")(x))
+    graph = tfprune.Graph(keras.Model(inputs, layers.Dense(2)(x)))
+    assert "given a mask" in graph.skipped["odd"]
+
+
+def test_layer_called_in_several_ways_is_kept_whole():
+    shared = Chain(name="odd")
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", name="a")(inputs)
+    x, y = shared(x), shared(layers.MaxPooling2D()(x))
+    x, y = (layers.GlobalAveragePooling2D()(each) for each in (x, y))
+    x = layers.Dense(6, "relu", name="b")(layers.Concatenate()([x, y]))
+    model = checker.randomize(keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+    graph = tfprune.Graph(model)
+    assert "several ways" in graph.skipped["odd"]
+    small = check_own(model, "b", skipped=["odd"])
+    assert type(small.get_layer("odd")) is Chain

@@ -1,0 +1,136 @@
+"""Subclassed models: taken apart where that is exact, else told the way out."""
+
+import checker
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from own import Residual, check_own
+
+import tfprune
+from tfprune.surgery import has_gates
+
+
+class Net(keras.Model):
+    """conv - BN - relu - a composite layer - pooling - dropout - logits."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.stem = layers.Conv2D(8, 3, padding="same", name="stem")
+        self.bn = layers.BatchNormalization(name="bn")
+        self.block = Residual(10, name="block")
+        self.dropout = layers.Dropout(0.5, name="dropout")
+        self.logits = layers.Dense(3, name="logits")
+
+    def call(self, x, training=None):
+        x = ops.relu(self.bn(self.stem(x), training=training))
+        x = ops.mean(self.block(x, training=training), axis=(1, 2))
+        return self.logits(self.dropout(x, training=training))
+
+
+class Pair(keras.Model):
+    """Takes and returns dicts; looks tokens up."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.lookup = layers.Embedding(20, 8, name="lookup")
+        self.dense = layers.Dense(8, name="dense")
+        self.hidden = layers.Dense(6, "relu", name="hidden")
+        self.logits = layers.Dense(3, name="logits")
+
+    def call(self, inputs):
+        x = ops.mean(self.lookup(inputs["tokens"]), axis=1)
+        x = self.hidden(ops.tanh(x + self.dense(inputs["features"])))
+        return {"logits": self.logits(x), "again": self.logits(ops.tanh(x))}
+
+
+def data():
+    return np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+
+
+def _random(model):
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.dtype == "float32":
+            variable.assign(checker._values(random, variable))
+    return model
+
+
+@pytest.mark.parametrize("how", ["data", "symbolic", "fit"])
+def test_model_that_knows_its_shape(how):
+    model = Net(name="net")
+    if how == "fit":
+        model.compile("sgd", "mse")
+        model.fit(data(), np.ones((4, 3)), verbose=0)
+    else:
+        model(data() if how == "data" else keras.Input((8, 8, 3)))
+    _random(model)
+    names = "stem", "bn", "block/one", "block/two", "block/gamma"
+    small = check_own(model, *names, inputs=data())
+    assert small.name == "net"
+    assert small.input_shape == (None, 8, 8, 3)
+
+
+def test_dicts_of_indices_and_features():
+    random = np.random.default_rng(0)
+    inputs = {
+        "tokens": random.integers(0, 20, (4, 6)),
+        "features": random.normal(size=(4, 5)).astype("float32"),
+    }
+    model = Pair()
+    model(inputs)
+    small = check_own(_random(model), "lookup", "dense", "hidden", inputs=inputs)
+    kinds = {name: x.dtype for name, x in small.input.items()}
+    assert kinds == {"tokens": "int32", "features": "float32"}
+
+
+def test_every_door_is_open():
+    model = Net()
+    model(data())
+    _random(model)
+    assert tfprune.cost(model).params == model.count_params()
+    small = tfprune.prune(model, 0.4)
+    assert tfprune.cost(small).macs <= 0.6 * tfprune.cost(model).macs
+    assert tfprune.read_masks(model).density() == 1
+    assert has_gates(tfprune.prune_wrap(model)) and not has_gates(model)
+    same = checker.outputs_of(tfprune.strip(model), data())
+    assert checker.relative_error(checker.outputs_of(model, data()), same) == 0
+    assert tfprune.compact(model, fold=True, optimize=True).count_params()
+
+
+def test_subclassed_model_inside_a_functional_one():
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(3, 3, padding="same", name="a")(inputs)
+    model = checker.randomize(keras.Model(inputs, Net(name="net")(x)))
+    check_own(model, "a", "net/stem", "net/block/one")
+
+
+class TwoArguments(Net):
+    def call(self, x, y=None):
+        return super().call(x if y is None else x + y)
+
+
+class Branch(Net):
+    def call(self, x, training=None):
+        x = ops.relu(x) if training else x
+        return super().call(x, training=training)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(TwoArguments, "one tensor or several"), (Branch, "something else in training")],
+)
+def test_model_that_cannot_be_taken_apart_is_told_why_and_the_way_out(kind, reason):
+    model = kind()
+    model(data())
+    with pytest.raises(ValueError, match=reason) as caught:
+        tfprune.prune(model, 0.4)
+    assert "keras.Model(inputs, subclassed.call(inputs))" in str(caught.value)
+
+
+def test_several_arguments_are_fine_once_they_are_known():
+    model = TwoArguments()
+    model(keras.Input((8, 8, 3)), keras.Input((8, 8, 3)))
+    graph = tfprune.Graph(_random(model))
+    assert [group.name for group in graph.groups] == ["stem", "block/one"]
+    assert len(graph.model.inputs) == 2

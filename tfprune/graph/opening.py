@@ -1,0 +1,368 @@
+"""Looking into layers of a user's own: the graph of what their `call` is made of."""
+
+import inspect
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfprune.graph.nodes import (
+    Functional,
+    copy_operation,
+    follow_training,
+    input_masks,
+    input_structure,
+    nodes_in_order,
+    recorded_arguments,
+    tree,
+    unrecorded,
+)
+
+# Stands in for an open size where a layer and its parts are run side by side.
+_PROBE_SIZE = 64
+
+
+class NotOpened(Exception):
+    """A layer cannot be taken apart; the message says why."""
+
+
+class OwnWeight(keras.layers.Layer):
+    """A weight that a composite layer holds itself, as a tensor among its parts.
+
+    Its copy in a new model is an `Embedding`, the one Keras layer that gives out a
+    weight as it is: trained, counted and saved.
+
+    Args:
+        variable: the weight.
+    """
+
+    def __init__(self, variable, **kwargs):
+        super().__init__(**kwargs)
+        self.variable = variable
+        *others, size = tuple(variable.shape) or (1,)
+        self.table_shape = (int(np.prod(others)), size)
+        self.built = True
+
+    def call(self, x):
+        weight = ops.convert_to_tensor(self.variable)
+        return weight if len(weight.shape) else ops.reshape(weight, (1,))
+
+    def rows(self, x):
+        """Returns the indices with which an `Embedding` gives out the whole weight.
+
+        Args:
+            x: any tensor; it is needed because Keras records only what is done to one.
+        """
+        zero = ops.cast(ops.sum(x[..., :0]), "int32")
+        if len(self.variable.shape) < 2:
+            return zero
+        rows = np.arange(self.table_shape[0], dtype="int32")
+        return zero + rows.reshape(self.variable.shape[:-1])
+
+    def as_embedding(self, settings: dict) -> keras.layers.Embedding:
+        """Returns the unbuilt layer that takes its place in a new model."""
+        num_rows, size = self.table_shape
+        arguments = {
+            "input_dim": num_rows,
+            "output_dim": size,
+            "embeddings_initializer": "zeros",
+            "embeddings_regularizer": self.variable.regularizer,
+            "embeddings_constraint": self.variable.constraint,
+            **settings,
+        }
+        return keras.layers.Embedding(
+            **arguments,
+            name=self.name,
+            dtype=self.dtype_policy,
+            trainable=self.trainable,
+        )
+
+
+@dataclass(eq=False)
+class Opened:
+    """What was found inside a layer when its first call was traced.
+
+    Attributes:
+        node: the Keras node of that call.
+        parts: the graph of its parts, None if it stays whole.
+        reason: why it stays whole, empty if there was nothing to open.
+        calls: the calls of its parts, all of its own calls together.
+    """
+
+    node: object
+    parts: Functional | None = None
+    reason: str = ""
+    calls: list = field(default_factory=list)
+
+    def fits(self, node) -> bool:
+        """Returns whether a layer is called just as at its first call."""
+        return node is self.node or _signature(node) == _signature(self.node)
+
+
+def _signature(node) -> str:
+    """Returns what a call depends on: shapes and types of tensors, other arguments."""
+    args, kwargs = recorded_arguments(node)
+
+    def plain(x):
+        return (tuple(x.shape), x.dtype) if _is_tensor(x) else repr(x)
+
+    return repr(tree.map_structure(plain, (args, _without_training(kwargs))))
+
+
+def open_call(node) -> Opened:
+    """Returns what is inside the layer that a node calls."""
+    if not has_sublayers(node.operation):
+        return Opened(node)
+    try:
+        parts = open_layer(node.operation, *recorded_arguments(node))
+    except NotOpened as error:
+        return Opened(node, reason=f": {error}")
+    return Opened(node, parts)
+
+
+def has_sublayers(layer) -> bool:
+    """Returns whether a layer is made of other layers."""
+    return isinstance(layer, keras.layers.Layer) and bool(layer._layers)
+
+
+def open_layer(layer, args: tuple, kwargs: dict) -> Functional:
+    """Returns the graph of the layers and operations that a layer's `call` consists of.
+
+    The parts are the layer's own, not copies; neither they nor the layer are changed.
+    The graph is run next to the layer on random inputs and other weights, so one that
+    hides a weight, a random number or a branch is refused.
+
+    Args:
+        layer: built layer.
+        args: what it is called on, `KerasTensor`s in the place of tensors.
+        kwargs: likewise.
+
+    Raises:
+        NotOpened: if `call` cannot be followed, or does more than the parts do.
+    """
+    unbuilt = [each.name for each in layer._flatten_layers() if not each.built]
+    if unbuilt:
+        raise NotOpened(f"{unbuilt[0]!r} in it is not built, call it on data first")
+    if layer.activity_regularizer is not None:
+        raise NotOpened("it has an activity regularizer")
+    if any(mask is not None for mask in input_masks((args, kwargs))):
+        raise NotOpened("it is given a mask")
+    inputs, (args, kwargs) = _fresh_inputs(args, kwargs)
+    with unrecorded(layer):
+        graphs = [
+            _follow(layer, inputs, args, kwargs, training)
+            for training in _training_flags(layer)
+        ]
+    graph = graphs[-1]
+    _settle_training(*graphs)
+    _check_weights(layer, graph)
+    _close_open_reshapes(graph)
+    _compare(layer, graph, args, kwargs)
+    return graph
+
+
+def _check_weights(layer, graph: Functional) -> None:
+    """Demands that a layer and its parts have the same variables."""
+    own, used = ({id(v): v.path for v in each.variables} for each in (layer, graph))
+    hidden = [path for key, path in own.items() if key not in used]
+    if hidden:
+        raise NotOpened(f"its `call` does not use {hidden[0]!r} on a tensor")
+    if own.keys() != used.keys():
+        raise NotOpened("its `call` uses weights that are not its own")
+
+
+def _fresh_inputs(args, kwargs):
+    """Returns new inputs, and the arguments with them in."""
+    inputs = []
+
+    def fresh(x):
+        if not _is_tensor(x):
+            return x
+        inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype))
+        return inputs[-1]
+
+    filled = tree.map_structure(fresh, (args, _without_training(kwargs)))
+    if not inputs:
+        raise NotOpened("it is called on no tensor")
+    return inputs, filled
+
+
+def _without_training(kwargs: dict) -> dict:
+    return {name: value for name, value in kwargs.items() if name != "training"}
+
+
+def _training_flags(layer) -> list:
+    """Returns the values of `training` to follow a call with; inference comes last."""
+    if "training" in inspect.signature(layer.call).parameters:
+        return [{"training": True}, {"training": False}]
+    return [{}]
+
+
+def _follow(layer, inputs, args, kwargs, training: dict) -> Functional:
+    """Calls a layer on symbolic inputs, its own weights being symbolic too."""
+    weights = {k: v for k, v in vars(layer).items() if isinstance(v, keras.Variable)}
+    names = {each.name for each in layer._flatten_layers()}
+    tensors = {k: _as_tensor(layer, k, v, inputs, names) for k, v in weights.items()}
+    given = tree.map_structure(lambda x: _cast(layer, x), (args, kwargs))
+    own = vars(layer)
+    with keras.StatelessScope(collect_losses=True) as scope:
+        try:
+            # Writing to the dict goes around the trackers, as in `SwapWrapper`.
+            own.update(tensors)
+            outputs = layer.call(*given[0], **given[1], **training)
+        except Exception as error:
+            raise NotOpened(
+                f"its `call` cannot be followed: {_first_line(error)}"
+            ) from error
+        finally:
+            own.update(weights)
+    if scope.losses or scope.state_mapping:
+        raise NotOpened("its `call` adds losses or changes its state")
+    flat = tree.flatten(outputs)
+    if not flat or not all(map(_is_tensor, flat)):
+        raise NotOpened("its `call` returns something that is no tensor of its inputs")
+    return keras.Model(as_one_input(args, kwargs), outputs, name=layer.name)
+
+
+def as_one_input(args: tuple, kwargs: dict):
+    """Returns what a model in the place of a layer is called on.
+
+    The one argument that holds all tensors, or else the list of all tensors.
+    """
+    tensors = [x for x in tree.flatten((args, kwargs)) if _is_tensor(x)]
+    if args and [id(x) for x in tree.flatten(args[0])] == [id(x) for x in tensors]:
+        return args[0]
+    return tensors if len(tensors) > 1 else tensors[0]
+
+
+def _is_tensor(x) -> bool:
+    return isinstance(x, keras.KerasTensor)
+
+
+def _as_tensor(layer, attribute: str, variable, inputs, names: set):
+    name = attribute.strip("_")
+    name = f"{name}_weight" if name in names else name
+    weight = OwnWeight(
+        variable, name=name, dtype=layer.dtype_policy, trainable=variable.trainable
+    )
+    return weight(inputs[0])
+
+
+def _cast(layer, x):
+    """Does what Keras does to the arguments of a layer before its `call`."""
+    if not _is_tensor(x) or not layer.autocast:
+        return x
+    is_float = keras.backend.is_float_dtype
+    if x.dtype == layer.input_dtype or not (
+        is_float(x.dtype) and is_float(layer.input_dtype)
+    ):
+        return x
+    return ops.cast(x, layer.input_dtype)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+# Checks -----------------------------------------------------------------------------
+
+
+def _settle_training(*graphs: Functional) -> None:
+    """Demands that `training` only ever is passed on, and leaves it to the caller."""
+    nodes = [nodes_in_order(graph) for graph in graphs]
+    if any(_described(graphs[0]) != _described(other) for other in graphs[1:]):
+        raise NotOpened("its `call` does something else in training")
+    for same in zip(*nodes, strict=True):
+        flags = [recorded_arguments(node)[1].get("training") for node in same]
+        if flags[0] is not None and len(set(flags)) == 1:
+            name = same[0].operation.name
+            raise NotOpened(f"its `call` fixes `training` for {name!r}")
+        follow_training(same[-1])
+
+
+def _described(graph: Functional) -> list:
+    """Returns what a graph does, in a form that can be compared."""
+    numbers = {id(x): n for n, x in enumerate(graph.inputs)}
+
+    def plain(x):
+        if _is_tensor(x):
+            return numbers.setdefault(id(x), len(numbers))
+        return repr(x)
+
+    lines = []
+    for node in nodes_in_order(graph):
+        args, kwargs = recorded_arguments(node)
+        arguments = tree.map_structure(plain, (args, _without_training(kwargs)))
+        lines.append((_identity(node.operation), repr(arguments)))
+        for x in node.outputs:
+            plain(x)
+    return [*lines, [plain(x) for x in graph.outputs]]
+
+
+def _identity(operation):
+    if isinstance(operation, OwnWeight):
+        return id(operation.variable)
+    if isinstance(operation, keras.layers.Layer):
+        return id(operation)
+    settings = {k: v for k, v in vars(operation).items() if not k.startswith("_")}
+    settings.pop("name", None)
+    return type(operation), repr(settings)
+
+
+def _close_open_reshapes(graph: Functional) -> None:
+    """Writes -1 for the one size of a reshape that is open, such as the batch."""
+    for node in nodes_in_order(graph):
+        literal = getattr(node.operation, "newshape", None)
+        if isinstance(literal, tuple) and literal.count(None) == 1:
+            closed = tuple(-1 if n is None else n for n in literal)
+            node.operation = copy_operation(node.operation, {"newshape": closed})
+
+
+def _compare(layer, graph: Functional, args, kwargs) -> None:
+    """Runs a layer and its parts on random inputs, with other weights than it has."""
+    random = np.random.default_rng(0)
+    values = [(v, _perturbed(random, v)) for v in layer.variables]
+    probes = {id(x): _probe(random, x) for x in graph.inputs}
+    filled = tree.map_structure(lambda x: probes.get(id(x), x), (args, kwargs))
+    training = _training_flags(layer)[-1]
+    try:
+        with keras.StatelessScope(state_mapping=values):
+            expected = layer(*filled[0], **filled[1], **training)
+            received = graph(
+                tree.map_structure(lambda x: probes[id(x)], input_structure(graph))
+            )
+    except Exception as error:
+        raise NotOpened(f"its parts cannot be run: {_first_line(error)}") from error
+    pairs = zip(tree.flatten(expected), tree.flatten(received), strict=True)
+    if not all(_are_equal(a, b) for a, b in pairs):
+        raise NotOpened("its parts by themselves compute something else")
+
+
+def _perturbed(random, variable):
+    if not keras.backend.is_float_dtype(variable.dtype):
+        return ops.convert_to_tensor(variable)
+    value = np.asarray(variable.numpy(), np.float64)
+    # Variances stay positive.
+    value = value * random.uniform(0.5, 1.5, value.shape)
+    value += random.uniform(0, 0.1, value.shape)
+    return ops.cast(value, variable.dtype)
+
+
+def _probe(random, keras_tensor):
+    first, *rest = keras_tensor.shape
+    shape = [first or 2, *(_PROBE_SIZE if size is None else size for size in rest)]
+    if keras.backend.is_float_dtype(keras_tensor.dtype):
+        return ops.cast(random.normal(size=shape), keras_tensor.dtype)
+    return ops.cast(random.integers(0, 2, shape), keras_tensor.dtype)
+
+
+def _are_equal(expected, received) -> bool:
+    if expected.dtype != received.dtype or expected.shape != received.shape:
+        return False
+    a, b = (
+        ops.convert_to_numpy(ops.cast(each, "float64")) for each in (expected, received)
+    )
+    tolerance = 1e-5 * max(np.abs(a).max(initial=0.0), 1e-30)
+    return np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)

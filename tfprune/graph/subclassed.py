@@ -1,0 +1,72 @@
+"""Subclassed models: the functional model of what their `call` is made of."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfprune.graph.nodes import (
+    Functional,
+    as_functional,
+    flatten_layers,
+    input_structure,
+    known_call,
+    tree,
+)
+from tfprune.graph.opening import NotOpened, open_layer
+from tfprune.graph.shapes import assumed_shape
+
+
+def as_recorded(model):
+    """Returns a model whose graph is known: itself, or what a subclassed one is made of.
+
+    Raises:
+        ValueError: if `model` is no Keras model, is not built, or is a subclassed
+            model that cannot be taken apart.
+    """
+    is_subclassed = isinstance(model, keras.Model) and not isinstance(
+        model, (Functional, keras.Sequential)
+    )
+    if not is_subclassed:
+        as_functional(model)
+        return model
+    call = known_call(model)
+    if call is None:
+        reason = "what its `call` is given, one tensor or several, is not known"
+        return as_functional(model, reason)
+    try:
+        graph = open_layer(model, *call)
+        return graph if model._inbound_nodes else _with_indices(model, graph, call)
+    except NotOpened as error:
+        return as_functional(model, str(error))
+
+
+def _with_indices(model, graph: Functional, call) -> Functional:
+    """Opens a model once more if some of its inputs turn out to be indices."""
+    is_index = {id(x): _is_index(graph, x) for x in graph.inputs}
+    if not any(is_index.values()):
+        return graph
+    kinds = iter(is_index.values())
+    call = tree.map_structure(
+        lambda x: keras.KerasTensor(x.shape, "int32" if next(kinds) else x.dtype), call
+    )
+    return open_layer(model, *call)
+
+
+def _is_index(graph: Functional, keras_tensor) -> bool:
+    """Returns whether the fraction of an input makes no difference."""
+    if not any(isinstance(x, keras.layers.Embedding) for x in flatten_layers(graph)):
+        return False
+    random = np.random.default_rng(0)
+    values = {
+        id(x): random.uniform(0, 2, (2, *assumed_shape(x)[1:])) for x in graph.inputs
+    }
+
+    def outputs():
+        inputs = tree.map_structure(
+            lambda x: ops.cast(values[id(x)], x.dtype), input_structure(graph)
+        )
+        return [ops.convert_to_numpy(x) for x in tree.flatten(graph(inputs))]
+
+    before = outputs()
+    values[id(keras_tensor)] = np.floor(values[id(keras_tensor)])
+    return all(map(np.array_equal, before, outputs()))
