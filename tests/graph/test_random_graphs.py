@@ -9,7 +9,7 @@ import pytest
 from graphs import KINDS, models
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from invariants import check_all
+from invariants import check_all, check_saved, round_trips
 from keras import layers
 
 import tfprune
@@ -45,6 +45,8 @@ def check_other_ways(model):
         small = tfprune.compact(model, **options)
         received = checker.outputs_of(small, inputs)
         assert checker.relative_error(expected, received) <= TOLERANCE, options
+        if round_trips(model, inputs):
+            check_saved(small, inputs)
 
 
 # A fixed seed, and few shrinking steps, as every example takes a second.

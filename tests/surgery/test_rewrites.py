@@ -75,11 +75,12 @@ def test_pruned_and_replaced():
 
 
 def test_saved_and_loaded(tmp_path):
-    fast = tfprune.compact(grouped(), optimize=True)
-    fast.save(tmp_path / "fast.keras")
-    inputs = probe_inputs(fast, 2)
-    loaded = keras.models.load_model(tmp_path / "fast.keras")
-    assert max_relative_error(run(fast, inputs), run(loaded, inputs)) == 0
+    for number, model in enumerate((grouped(), normalized(layers.Conv2D(8, 3)))):
+        fast = tfprune.compact(model, optimize=True)
+        fast.save(tmp_path / f"{number}.keras")
+        inputs = probe_inputs(fast, 2)
+        loaded = keras.models.load_model(tmp_path / f"{number}.keras")
+        assert max_relative_error(run(fast, inputs), run(loaded, inputs)) == 0
 
 
 def normalized(layer, **arguments):

@@ -35,7 +35,8 @@ def faster(model: keras.Model) -> keras.Model:
 
     def make(operation, path):
         if id(operation) in folded:
-            return layers.Identity(name=operation.name, dtype=operation.dtype_policy)
+            policy = operation.dtype_policy.name
+            return layers.Identity(name=operation.name, dtype=policy)
         settings = {"use_bias": True} if id(operation) in folds else {}
         return _faster_layer(copy_operation_like(operation, settings), operation)
 
