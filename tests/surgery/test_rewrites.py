@@ -83,6 +83,41 @@ def test_saved_and_loaded(tmp_path):
         assert max_relative_error(run(fast, inputs), run(loaded, inputs)) == 0
 
 
+def places(size=8, **arguments):
+    inputs = keras.Input((size, size, 3))
+    x = layers.Conv2D(6, 3, padding="same", activation="relu", name="before")(inputs)
+    x = layers.Conv2D(8, 1, name="conv", **arguments)(x)
+    x = layers.GlobalMaxPooling2D()(layers.BatchNormalization()(x))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    randomize(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"use_bias": False, "padding": "same"}, {"kernel_regularizer": "l2"}],
+)
+def test_a_convolution_of_one_place_on_a_small_map_becomes_dense(arguments):
+    model = places(**arguments)
+    for small in (model, tfprune.prune(model, 0.3)):
+        fast = tfprune.compact(small, optimize=True)
+        layer = fast.get_layer("conv")
+        assert type(layer) is layers.Dense
+        assert bool(layer.kernel_regularizer) == ("kernel_regularizer" in arguments)
+        inputs = probe_inputs(model, 4)
+        assert max_relative_error(run(small, inputs), run(fast, inputs)) < 1e-5
+        assert tfprune.cost(fast).macs == tfprune.cost(small).macs
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"size": 9}, {"strides": 2}, {"groups": 2}, {"activation": "relu", "size": 16}],
+)
+def test_other_convolutions_of_one_place_stay(arguments):
+    fast = tfprune.compact(places(**arguments), optimize=True)
+    assert type(fast.get_layer("conv")) is layers.Conv2D
+
+
 def normalized(layer, **arguments):
     """A layer with batch normalization right behind it, a maker and a reader."""
     inputs = keras.Input((8, 8, 3))

@@ -35,8 +35,9 @@ def compact(
             filters). Then the outputs are those of `model`.
         optimize: whether layers are replaced by faster ones that compute the same in
             inference: a BatchNormalization right behind a convolution or dense layer
-            moves into it, and a convolution with as many groups as channels becomes a
-            depthwise one. For the last step, when training is done. Defaults to False.
+            moves into it, a convolution with as many groups as channels becomes a
+            depthwise one, and one of a single place on a small map a dense layer. For
+            the last step, when training is done. Defaults to False.
         fold: whether channels that are constant but not zero go too (a scale of zero
             beside any shift), without a change to the outputs: what they add up to
             moves into the bias or the normalization behind their readers, or, where

@@ -18,9 +18,12 @@ _DEPTHWISE = {
     layers.Conv2D: layers.DepthwiseConv2D,
 }
 _SHARED_ARGUMENTS = (
-    "name trainable dtype kernel_size strides padding data_format dilation_rate "
-    "use_bias bias_initializer bias_regularizer bias_constraint activity_regularizer"
+    "name trainable dtype use_bias bias_initializer bias_regularizer bias_constraint "
+    "activity_regularizer"
 ).split()
+_PLACING_ARGUMENTS = "kernel_size strides padding data_format dilation_rate".split()
+# Places of a map, above which rearranging the weights costs little beside their use.
+_FEW_PLACES = 64
 
 
 def faster(model: keras.Model) -> keras.Model:
@@ -32,13 +35,15 @@ def faster(model: keras.Model) -> keras.Model:
     graph = Graph(model)
     folds = foldable_normalizations(graph)
     folded = {id(normalization) for normalization in folds.values()}
+    places = _places(graph)
 
     def make(operation, path):
         if id(operation) in folded:
             policy = operation.dtype_policy.name
             return layers.Identity(name=operation.name, dtype=policy)
         settings = {"use_bias": True} if id(operation) in folds else {}
-        return _faster_layer(copy_operation_like(operation, settings), operation)
+        twin = copy_operation_like(operation, settings)
+        return _faster_layer(twin, operation, places[id(operation)])
 
     def rewrite(node, args, kwargs):
         if id(node.operation) not in folded:
@@ -66,33 +71,60 @@ def _assign_folded(old, normalization, twin) -> None:
     twin.bias.assign(bias)
 
 
-def _faster_layer(layer, old):
+def _places(graph: Graph) -> dict[int, int]:
+    """Returns `{id(operation): places in the largest of its outputs}`."""
+    places: dict[int, int] = {}
+    for call in graph.calls:
+        sizes = [int(np.prod(x.shape[1:-1])) for x in call.outputs]
+        places[id(call.operation)] = max(sizes, default=0)
+    return places
+
+
+def _faster_layer(layer, old, places: int):
     """Returns an unbuilt layer that computes the same faster, or the layer itself.
 
     A convolution with one channel in each group is a depthwise convolution, for which
     TensorFlow has kernels of its own; a grouped one is several times slower on CPUs.
+    A convolution of one place is a dense layer. On small maps that is faster, as
+    TensorFlow's convolution rearranges its weights at every call.
 
     Args:
         layer: unbuilt copy of a layer.
         old: the layer, built.
+        places: size of its output but for the channels.
     """
-    if not _is_depthwise(old):
-        return layer
+    if _is_depthwise(old):
+        return _DEPTHWISE[type(layer)](
+            depth_multiplier=layer.filters // layer.groups,
+            depthwise_regularizer=layer.kernel_regularizer,
+            depthwise_constraint=layer.kernel_constraint,
+            **_arguments(layer, *_PLACING_ARGUMENTS),
+        )
+    if _is_dense(old) and places <= _FEW_PLACES:
+        names = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
+        return layers.Dense(layer.filters, **_arguments(layer, *names))
+    return layer
+
+
+def _arguments(layer, *names: str) -> dict:
     config = layer.get_config()
-    return _DEPTHWISE[type(layer)](
-        depth_multiplier=layer.filters // layer.groups,
-        activation=layer.activation,
-        depthwise_regularizer=layer.kernel_regularizer,
-        depthwise_constraint=layer.kernel_constraint,
-        **{name: config[name] for name in _SHARED_ARGUMENTS},
-    )
+    shared = {name: config[name] for name in (*_SHARED_ARGUMENTS, *names)}
+    return {**shared, "activation": layer.activation}
 
 
 def _faster_value(layer, value: np.ndarray) -> np.ndarray:
     """Returns the value of an old variable in the shape that a faster layer holds."""
-    if isinstance(layer, tuple(_DEPTHWISE.values())) and value.ndim > 1:
-        return value.reshape(layer.kernel.shape)
-    return value
+    is_new = isinstance(layer, (*_DEPTHWISE.values(), layers.Dense))
+    return value.reshape(layer.kernel.shape) if is_new and value.ndim > 1 else value
+
+
+def _is_dense(layer) -> bool:
+    """Returns whether a convolution is a dense layer in all but its type."""
+    return (
+        type(layer) is layers.Conv2D
+        and max(*layer.kernel_size, *layer.strides, layer.groups) == 1
+        and layer.data_format == "channels_last"
+    )
 
 
 def _is_depthwise(layer) -> bool:
