@@ -6,8 +6,8 @@ import checker
 import keras
 import numpy as np
 import pytest
-from graphs import KINDS, models
-from hypothesis import HealthCheck, given, seed, settings
+from graphs import KINDS, describe, models
+from hypothesis import HealthCheck, given, note, seed, settings
 from hypothesis import strategies as st
 from invariants import check_all, check_saved, round_trips
 from keras import layers
@@ -24,6 +24,7 @@ def double_precision():
 
 
 def check(model):
+    note(describe(model))
     checker.randomize(model, seed=1)
     if tfprune.Graph(model).groups:
         check_all(model, tolerance=TOLERANCE)
