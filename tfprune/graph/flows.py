@@ -280,7 +280,7 @@ def by_probing(call: Call, *args, **kwargs):
     (out,) = call.outputs
     if not any(x.labeled_axes for x in call.inputs):
         return out
-    axis = _common_axis(call.inputs)
+    axis = common_axis(call.inputs)
     if axis is None:
         return None
 
@@ -304,7 +304,7 @@ def by_probing(call: Call, *args, **kwargs):
     return Tensor(out.shape).with_labels({out_axis: labels})
 
 
-def _common_axis(inputs) -> int | None:
+def common_axis(inputs) -> int | None:
     """Returns the one axis that is labeled in all tensors, None if there is none."""
     axes = {x.labeled_axes for x in inputs}
     sizes = {x.shape[axis] for x in inputs for axis in x.labeled_axes}

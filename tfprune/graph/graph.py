@@ -10,6 +10,7 @@ from tfprune.graph.flows import by_probing
 from tfprune.graph.freedom import FreeChannels, count_free
 from tfprune.graph.group import Group, Slice
 from tfprune.graph.opening import Opened, open_call
+from tfprune.graph.probing import by_narrowing
 from tfprune.graph.registry import find_rule
 from tfprune.graph.subclassed import as_recorded
 from tfprune.graph.trace import Trace
@@ -354,7 +355,9 @@ class Graph:
 
 def _rule_of(operation):
     rule = find_rule(operation)
-    return by_probing if rule is None else rule.trace
+    if rule is not None:
+        return rule.trace
+    return by_narrowing if getattr(operation, "variables", ()) else by_probing
 
 
 def _open_call(node) -> Opened:

@@ -5,6 +5,7 @@ import copy
 import inspect
 
 import keras
+from keras.src.applications.convnext import LayerScale
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.ops.operation import Operation
 from keras.src.saving.serialization_lib import ObjectSharingScope
@@ -14,6 +15,7 @@ from tfprune.layers import SwapWrapper
 
 __all__ = [
     "Functional",
+    "LayerScale",
     "Operation",
     "as_functional",
     "class_for_copies",

@@ -4,6 +4,7 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph.flows import along, is_elementwise, run_on_constants
+from tfprune.graph.nodes import LayerScale
 from tfprune.graph.registry import register_rule
 from tfprune.graph.sums import DEPTHWISE, SEPARABLE, TRANSPOSED, constant_sums
 from tfprune.graph.trace import Binding, Call, Tensor
@@ -187,6 +188,20 @@ def prelu(call: Call, x: Tensor):
 
 def _not_negative(known):
     return None if known is None else np.where(known >= 0, known, np.nan)
+
+
+@register_rule(LayerScale, sizes={"projection_dim": ("gamma", 0)})
+def layer_scale(call: Call, x: Tensor):
+    gamma = call.layer.gamma
+    call.bind(gamma, 0, x.labels[-1])
+    call.constants = along(x, -1, lambda known: _scaled(gamma, known))
+    return Tensor(call.outputs[0].shape, x.labels)
+
+
+def _scaled(gamma, known):
+    values = gamma.numpy()
+    known = np.full(values.shape, np.nan) if known is None else known
+    return np.where(values == 0, 0, values * known)
 
 
 @register_rule(
