@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 
-from tfprune.graph import Graph
+from tfprune.graph import Graph, as_graph
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def cost(model: keras.Model | Graph, masks: Mapping | None = None) -> Cost:
     >>> tfprune.cost(model).macs
     125747840
     """
-    graph = model if isinstance(model, Graph) else Graph(model)
+    graph = as_graph(model)
     counter = Counter(graph)
     keep = graph.keep(masks)
     macs, params = counter.macs_per_term(keep), counter.params_per_variable(keep)

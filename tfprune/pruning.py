@@ -19,6 +19,7 @@ def prune(
     max_sparsity: float | None = None,
     min_channels: int = 1,
     multiple_of: int = 1,
+    normalization: str = "keep",
 ) -> keras.Model:
     """Returns a smaller model with at least this fraction of its FLOPs removed.
 
@@ -34,6 +35,8 @@ def prune(
         max_sparsity: largest fraction removed from any one group.
         min_channels: channels that stay in every group.
         multiple_of: kept channels are rounded up to a multiple of this.
+        normalization: `"keep"`, or `"prune"` if channels that a layer normalizes
+            across may go too, see `Graph`.
 
     Returns:
         A new plain Keras model, uncompiled, verified by `compact`.
@@ -55,9 +58,9 @@ def prune(
         min_channels=min_channels,
         multiple_of=multiple_of,
     )
-    graph = Graph(strip(model) if has_gates(model) else model)
-    scores = _dead_first(importances.get(importance)(graph), read_masks(graph.model))
-    return compact(graph.model, select(graph, lambda graph: scores, budget, scope=scope))
+    graph = Graph(strip(model) if has_gates(model) else model, normalization)
+    scores = _dead_first(importances.get(importance)(graph), read_masks(graph))
+    return compact(graph, select(graph, lambda graph: scores, budget, scope=scope))
 
 
 def _dead_first(scores: Mapping, alive: Mapping) -> dict:

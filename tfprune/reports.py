@@ -200,7 +200,8 @@ def _coupled(path, groups, shown=2):
 
 
 def _reason(graph, path):
-    return graph.skipped.get(path) or graph.locked.get(path) or ""
+    reasons = (graph.skipped, graph.locked, graph.unequal)
+    return next((each[path] for each in reasons if path in each), "")
 
 
 def _count(number):

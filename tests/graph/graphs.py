@@ -241,7 +241,9 @@ class Images(Grower):
         )(x)
 
     def add_transposed(self, x):
-        return layers.Conv2DTranspose(self.width(), self.choice(1, 3), padding="same")(x)
+        return layers.Conv2DTranspose(self.width(), self.choice(1, 3), padding="same")(
+            x
+        )
 
     def add_strided_and_back(self, x):
         y = layers.Conv2D(self.width(), 3, 2, padding="same")(x)
@@ -442,7 +444,9 @@ KINDS = (Images, Images, Sequences, Vectors, Volumes)
 
 @st.composite
 def models(draw, kind=None, steps=7):
-    """Strategy of models, float64 if that is the policy they are made under."""
+    """Strategy of models in double precision, which hides no small errors."""
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy("float64")
     grower = (kind or draw(st.sampled_from(KINDS)))(draw)
     return grower.grow(draw(st.integers(2, steps)))
 

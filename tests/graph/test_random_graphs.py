@@ -3,12 +3,10 @@
 import os
 
 import checker
-import keras
 import numpy as np
 import pytest
 from graphs import KINDS, describe, models
 from hypothesis import HealthCheck, given, note, seed, settings
-from hypothesis import strategies as st
 from invariants import check_all, check_saved, round_trips
 from keras import layers
 
@@ -16,11 +14,6 @@ import tfprune
 
 TOLERANCE = 1e-9
 CHECKS = list(HealthCheck)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    keras.config.set_dtype_policy("float64")
 
 
 def check(model):
@@ -73,7 +66,6 @@ def test_many_random_graphs(kind):
     )
     @given(models(kind, steps=12))
     def run(model):
-        keras.backend.clear_session()
         check(model)
 
     run()

@@ -9,9 +9,9 @@ from tfprune.graph import (  # noqa: F401
     rules_sequence,
     rules_shapes,
 )
-from tfprune.graph.graph import Graph
+from tfprune.graph.graph import Graph, as_graph
 from tfprune.graph.group import Group, Slice
 from tfprune.graph.registry import register_rule
 
 # The rule modules fill the registry when they are imported.
-__all__ = ["Graph", "Group", "Slice", "register_rule"]
+__all__ = ["Graph", "Group", "Slice", "as_graph", "register_rule"]

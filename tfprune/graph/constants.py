@@ -59,12 +59,22 @@ def dead_units(graph: Graph) -> np.ndarray:
     zero, where its kernel rows are, or where its input gate is closed.
     """
     known = propagate(graph)
-    alive = np.zeros(graph.num_units + 1, bool)
+    alive = in_statistics(graph)
     for call in graph.calls:
         for read in call.reads:
             used = used_rows(read) & exposed(graph, read, known)
             alive[graph.units(read.x.labels[read.x_axis])[used]] = True
     return ~alive[:-1]
+
+
+def in_statistics(graph: Graph) -> np.ndarray:
+    """Returns per unit, and last for all that is kept, whether zeros of it count."""
+    counts = np.zeros(graph.num_units + 1, bool)
+    for call in graph.calls:
+        if call.unequal:
+            x = call.inputs[0]
+            counts[graph.units(x.labels[x.channel_axis])] = True
+    return counts
 
 
 def used_rows(read) -> np.ndarray:

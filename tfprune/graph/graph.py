@@ -27,6 +27,13 @@ class Graph:
     Args:
         model: built Functional or Sequential model, with or without gates, or a built
             subclassed model that can be taken apart.
+        normalization: `"keep"` or `"prune"`: whether the channels that a layer
+            normalizes across (LayerNormalization, RMSNormalization,
+            UnitNormalization, GroupNormalization of one group) stay. If they may go,
+            a compacted model computes its statistics over those that are left, which
+            is not what the masked one computes: `unequal` lists the layers. Give the
+            graph, not the model, to `cost`, `apply_masks` and `compact` then.
+            Defaults to `"keep"`.
 
     Attributes:
         model: the model; of a subclassed one the functional model of its parts.
@@ -34,10 +41,12 @@ class Graph:
         skipped: dict of layer path to the reason it could not be followed.
         locked: dict of layer path to the reason its output channels are all kept.
         assumed_shapes: inputs with open sizes and the shape costs are counted for.
+        unequal: dict of layer path to why it computes something else when compacted
+            than when masked.
 
     Raises:
         ValueError: if the model is unbuilt, no Keras model, or a subclassed model
-            that cannot be taken apart.
+            that cannot be taken apart, or `normalization` is neither.
 
     Example:
 
@@ -47,9 +56,16 @@ class Graph:
     ```
     """
 
-    def __init__(self, model):
+    def __init__(self, model, normalization: str = "keep"):
+        if normalization not in ("keep", "prune"):
+            raise ValueError(
+                '`normalization` must be "keep" or "prune". '
+                f"Received: normalization={normalization!r}"
+            )
         self.model = as_recorded(model)
-        self._trace = trace = Trace(self.model, _rule_of, _open_call)
+        self.normalization = normalization
+        self._trace = trace = Trace(self.model, _rule_of, _open_call, normalization)
+        self.unequal = {call.path: call.unequal for call in trace.calls if call.unequal}
         self.skipped = dict(trace.skipped)
         self.assumed_shapes = dict(trace.assumed_shapes)
         self._bindings = [b for b in trace.bindings.values() if b.labels is not None]
@@ -349,8 +365,14 @@ class Graph:
             coupled = f" with {', '.join(group.layers[1:])}" * (len(group.layers) > 1)
             lines.append(f"  {group.name}: {group.size}{coupled}")
         lines += [f"  skipped {path}: {why}" for path, why in self.skipped.items()]
+        lines += [f"  not equal {path}: {why}" for path, why in self.unequal.items()]
         lines += self.free_channels.describe()
         return "\n".join(lines)
+
+
+def as_graph(model) -> Graph:
+    """Returns the graph of a model, or the graph itself if it is given."""
+    return model if isinstance(model, Graph) else Graph(model)
 
 
 def _rule_of(operation):

@@ -210,12 +210,23 @@ def _scaled(gamma, known):
     layers.UnitNormalization,
 )
 def normalization_across_channels(call: Call, x: Tensor, **kwargs):
-    kind = type(call.layer).__name__
     for axis in x.labeled_axes:
-        reason = f"{kind} {call.path!r} normalizes across the channels"
-        call.lock(x.labels[axis], reason)
-        call.trace.skipped.setdefault(call.path, f"{kind} keeps its channels")
+        normalize_across(call, x, axis)
     return Tensor(call.outputs[0].shape, x.labels)
+
+
+def normalize_across(call: Call, x: Tensor, axis: int) -> None:
+    """A statistic over channels is another one over fewer: they stay, unless asked."""
+    layer, labels, kind = call.layer, x.labels[axis], type(call.layer).__name__
+    only_axis = list(np.atleast_1d(layer.axis) % len(x.shape)) == [axis]
+    along = all(tuple(v.shape) == (x.shape[axis],) for v in layer.variables)
+    if call.trace.normalization == "prune" and only_axis and along:
+        for variable in layer.variables:
+            call.bind(variable, 0, labels)
+        call.unequal = f"{kind} normalizes over the channels that are left"
+        return
+    call.lock(labels, f"{kind} {call.path!r} normalizes across the channels")
+    call.trace.skipped.setdefault(call.path, f"{kind} keeps its channels")
 
 
 @register_rule(layers.Normalization)

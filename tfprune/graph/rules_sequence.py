@@ -8,6 +8,7 @@ from keras import layers
 from tfprune.graph.flows import concatenate
 from tfprune.graph.nodes import tree
 from tfprune.graph.registry import find_rule, register_rule, settings_of
+from tfprune.graph.rules_layers import normalize_across
 from tfprune.graph.trace import Binding, Call, Tensor
 
 
@@ -120,7 +121,7 @@ def time_distributed(call: Call, x: Tensor, mask=None):
         replace(term, constant=term.constant * x.shape[1]) for term in terms[num_terms:]
     ]
     call.reads = [replace(read, x=x, x_axis=read.x_axis + 1) for read in inner.reads]
-    call.constants = inner.constants
+    call.constants, call.unequal = inner.constants, inner.unequal
     call.settings = lambda kept: {
         "layer": _with_settings(layer, "layer", settings_of(inner, kept))
     }
@@ -169,8 +170,7 @@ def group_normalization(call: Call, x: Tensor, **kwargs):
     labels = x.labels[axis]
     call.lock_all(x, f"normalized over in {call.path!r}", but=axis)
     if labels is not None and layer.groups == 1:
-        call.lock(labels, f"GroupNormalization {call.path!r} normalizes across them")
-        call.trace.skipped.setdefault(call.path, "one norm group keeps its channels")
+        normalize_across(call, x, axis)
     elif labels is not None:
         width = len(labels) // layer.groups
         table = labels.reshape(layer.groups, width)

@@ -111,6 +111,8 @@ class Call:
             that stay.
         arguments: function `(kept, args, kwargs) -> (args, kwargs)` for literals in
             the call that depend on the width.
+        unequal: why what is left of the channels comes out differently than beside
+            zeros, None if it does not.
     """
 
     trace: "Trace"
@@ -123,6 +125,7 @@ class Call:
     constants: Callable | None = None
     settings: Callable | None = None
     arguments: Callable | None = None
+    unequal: str | None = None
 
     @property
     def layer(self):
@@ -199,7 +202,10 @@ class Call:
 class Trace:
     """One walk over a model with labels instead of numbers."""
 
-    def __init__(self, model, rule_of: Callable, open_call: Callable):
+    def __init__(
+        self, model, rule_of: Callable, open_call: Callable, normalization: str
+    ):
+        self.normalization = normalization
         self.atoms = Atoms()
         self.calls: list[Call] = []
         self.bindings: dict[tuple[int, int], Binding] = {}

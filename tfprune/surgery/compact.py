@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import keras
 
-from tfprune.graph import Graph
+from tfprune.graph import Graph, as_graph
 from tfprune.graph.registry import settings_of
 from tfprune.surgery.certificate import certify, finite_probe, nudged, run
 from tfprune.surgery.folding import fold_constants
 from tfprune.surgery.mask import dead_masks, gate_masks, zeroed_values
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.surgery.reference import reference
 from tfprune.surgery.rewrites import faster
 from tfprune.surgery.wrap import has_gates, strip, strip_gates
 
@@ -28,7 +29,8 @@ def compact(
     inputs, and a model whose outputs differ is never returned.
 
     Args:
-        model: Functional or Sequential model, with or without gates; not changed.
+        model: Functional or Sequential model, with or without gates, or the `Graph`
+            of one; not changed.
         masks: group name to bool array, True = keep; missing groups stay whole.
             None removes what the model itself shows to be dead: channels whose
             readers all get exact zeros (closed gates, zero scale and shift, zero
@@ -63,12 +65,14 @@ def compact(
             "`fold` removes what is constant in the model itself, so `masks` must be "
             f"None. Received: masks={masks!r}. Compact by masks first, then fold."
         )
-    graph = Graph(model)
+    graph = as_graph(model)
     model = graph.model
     graph.check({} if masks is None else masks)
     values = None if masks is None else zeroed_values(graph, masks)
+    if values and graph.unequal:
+        model, values = reference(graph, masks, values), None
     probes, expected = finite_probe(model, values)
-    small = _folded(model) if fold else _compacted(graph, masks)
+    small = _folded(graph) if fold else _compacted(graph, masks)
     if optimize:
         small = faster(small)
     received = run(small, probes)
@@ -76,8 +80,9 @@ def compact(
     return small
 
 
-def _folded(model) -> keras.Model:
-    graph = Graph(strip(model) if has_gates(model) else model)
+def _folded(graph: Graph) -> keras.Model:
+    if has_gates(graph.model):
+        graph = Graph(strip(graph.model), graph.normalization)
     masks, values = fold_constants(graph)
     return compact_unverified(graph, masks, values)
 
@@ -85,7 +90,8 @@ def _folded(model) -> keras.Model:
 def _compacted(graph: Graph, masks: Mapping | None) -> keras.Model:
     masks = dead_masks(graph) if masks is None else masks
     if has_gates(graph.model):
-        graph = Graph(strip_gates(graph.model, _open_channels(graph, masks)))
+        plain = strip_gates(graph.model, _open_channels(graph, masks))
+        graph = Graph(plain, graph.normalization)
     return compact_unverified(graph, masks)
 
 

@@ -6,7 +6,12 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph import Graph
-from tfprune.graph.constants import propagate, used_rows, values_of
+from tfprune.graph.constants import (
+    in_statistics,
+    propagate,
+    used_rows,
+    values_of,
+)
 from tfprune.graph.sums import SEPARABLE, constant_sums, has_borders
 from tfprune.graph.trace import Call, Read
 from tfprune.masks import Masks
@@ -53,7 +58,7 @@ def fold_constants(graph: Graph) -> tuple[Masks, dict[int, np.ndarray]]:
         the variables that make up for it, in the old shapes.
     """
     readers = _find_readers(graph)
-    keep = np.zeros(graph.num_units + 1, bool)
+    keep = in_statistics(graph)
     keep[-1] = True
     for reader in readers:
         keep[reader.units[np.isnan(reader.values)]] = True

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfprune.constraints import ZeroSlices
-from tfprune.graph import Graph
+from tfprune.graph import Graph, as_graph
 from tfprune.graph.constants import dead_units
 from tfprune.graph.opening import OwnWeight
 from tfprune.layers import ChannelGate
@@ -22,7 +22,8 @@ def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
     further training: a constraint on each variable restores them in every step.
 
     Args:
-        model: Functional or Sequential model, with or without gates; not changed.
+        model: Functional or Sequential model, with or without gates, or the `Graph`
+            of one; not changed.
         masks: group name to bool array, True = keep; missing groups stay whole.
 
     Returns:
@@ -37,7 +38,7 @@ def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
     masked = tfprune.apply_masks(model, masks)
     ```
     """
-    graph = Graph(model)
+    graph = as_graph(model)
     values = zeroed_values(graph, masks)
     dropped = dropped_slices(graph, masks)
     rebuilder = Rebuilder(
@@ -119,7 +120,7 @@ def read_masks(model: keras.Model) -> Masks:
     a layer needs one.
 
     Args:
-        model: Functional or Sequential model, with or without gates.
+        model: Functional or Sequential model, with or without gates, or its `Graph`.
 
     Returns:
         `Masks` with one mask per group of `Graph(model)`.
@@ -132,7 +133,7 @@ def read_masks(model: keras.Model) -> Masks:
     >>> tfprune.read_masks(tfprune.apply_masks(model, masks)) == masks
     True
     """
-    return dead_masks(Graph(model))
+    return dead_masks(as_graph(model))
 
 
 def dead_masks(graph: Graph) -> Masks:
