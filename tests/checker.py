@@ -263,23 +263,35 @@ def _slice_of(key, old, new) -> list[np.ndarray]:
     if before.shape == after.shape:
         assert np.array_equal(before, after), f"{key}: values were altered"
         return [np.arange(n) for n in before.shape]
-    flat = before.ravel()
-    order = np.argsort(flat, kind="stable")
-    ranked = flat[order]
-    found = np.searchsorted(ranked, after.ravel())
-    places = order[np.minimum(found, flat.size - 1)]
-    assert np.array_equal(flat[places], after.ravel()), f"{key}: values were altered"
-    assert (ranked[1:] > ranked[:-1]).all(), f"{key}: values repeat: blind"
-    # On the flat places: NumPy 2.4 errs on an array of shape (5, 5, n, 1).
-    places = np.unravel_index(places, before.shape)
+    ranked = np.sort(before, axis=None)
+    assert (ranked[1:] > ranked[:-1]).all(), f"{key}: values repeat, which hides errors"
     indices = []
-    for axis, index in enumerate(places):
-        index = np.moveaxis(index.reshape(after.shape), axis, 0)
-        first = index.reshape(after.shape[axis], -1)[:, 0]
-        assert (np.diff(first) > 0).all(), f"{key}: axis {axis} is out of order"
-        indices.append(first)
-    assert np.array_equal(before[np.ix_(*indices)], after), f"{key}: no slice"
+    for axis, size in enumerate(before.shape):
+        index = np.arange(size)
+        if after.shape[axis] != size:
+            # One line along the axis tells its indices; the rest has to follow.
+            line = after[
+                tuple(slice(None) if a == axis else 0 for a in range(after.ndim))
+            ]
+            places = _places_of(line, before.ravel())
+            assert len(places) == len(line), f"{key}: values were altered"
+            index = np.unravel_index(places, before.shape)[axis]
+        assert (np.diff(index) > 0).all(), f"{key}: axis {axis} is out of order"
+        indices.append(index)
+    assert np.array_equal(before[np.ix_(*indices)], after), (
+        f"{key}: values were altered"
+    )
     return indices
+
+
+def _places_of(values, flat) -> np.ndarray:
+    """Returns where each of a few values is in a flat array, of those that are."""
+    order = np.argsort(values)
+    found = np.searchsorted(values[order], flat)
+    hits = np.flatnonzero(values[order[np.minimum(found, len(order) - 1)]] == flat)
+    places = np.full(len(values), -1)
+    places[order[found[hits]]] = hits
+    return places[places >= 0]
 
 
 def _varies(outputs) -> bool:

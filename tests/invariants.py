@@ -76,24 +76,23 @@ def halve(model, importance="magnitude") -> Halved:
     assert 0.5 <= reduction <= 0.51, f"{reduction:.4f} of the work is gone"
     inputs = checker.make_inputs(model)
     _, expected = checker.masked_outputs(model, small, inputs)
-    error = checker.relative_error(expected, checker.outputs_of(small, inputs))
-    check_control(graph, masks, small, inputs)
-    return Halved(graph, masks, small, error)
+    received = checker.outputs_of(small, inputs)
+    check_control(graph, masks, small, inputs, received)
+    return Halved(graph, masks, small, checker.relative_error(expected, received))
 
 
-def check_control(graph, masks, small, inputs):
+def check_control(graph, masks, small, inputs, expected):
     """Two channels of one layer change places, and the outputs must show it."""
     layers = checker.layers_by_path(small)
     contracting = {row.path for row in tfprune.cost(graph).layers if row.macs}
     paths = [path for path in graph.layer_masks(masks) if path in contracting]
     layer = layers[paths[len(paths) // 2]]
-    before, values = checker.outputs_of(small, inputs), layer.get_weights()
-    errors = []
+    values, errors = layer.get_weights(), []
     # Some channels are silenced by the activation behind them, on all of the inputs.
     for first in range(8):
         checker.swap_channels(layer, first)
         received = checker.outputs_of(small, inputs)
-        errors.append(checker.relative_error(before, received))
+        errors.append(checker.relative_error(expected, received))
         layer.set_weights(values)
         if errors[-1] > 1e-3:
             return
