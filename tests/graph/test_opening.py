@@ -129,6 +129,28 @@ def test_unchanged_layer_stays_whole():
     assert type(wrapped.get_layer("first")) is Chain
 
 
+def test_parts_are_made_faster_too():
+    model = around(Chain(12, name="own"))
+    fast = tfprune.compact(model, optimize=True)
+    own = fast.get_layer("own")
+    assert type(own.get_layer("bn")) is layers.Identity
+    outputs = [checker.outputs_of(x, checker.make_inputs(model)) for x in (model, fast)]
+    assert checker.relative_error(*outputs) <= 1e-5
+
+
+def test_constants_fold_into_parts():
+    model = around(Residual(10, name="own"))
+    bn = model.get_layer("own").bn
+    bn.gamma.assign(np.where(np.arange(10) < 4, 0, bn.gamma))
+    bn.beta.assign(np.abs(bn.beta))
+    small = tfprune.compact(model, fold=True)
+    assert small.get_layer("own").get_layer("one").filters in (6, 7)
+    outputs = [
+        checker.outputs_of(x, checker.make_inputs(model)) for x in (model, small)
+    ]
+    assert checker.relative_error(*outputs) <= 1e-5
+
+
 def test_sequential_model_of_composites():
     model = keras.Sequential([layers.Input((8, 8, 3)), Chain(name="own")])
     model.add(layers.GlobalAveragePooling2D())

@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 
+from tfprune.graph.literals import is_literal, narrowed, values_of, with_literals
 from tfprune.graph.nodes import tree
 from tfprune.graph.trace import Call, Tensor
 
@@ -22,6 +23,7 @@ def elementwise(call: Call, *operands, absorbing: bool = False, function=None):
             default the operation's own `call`.
     """
     out = call.outputs[0]
+    literals = [each for each in operands if is_literal(each)]
     labels = {
         axis: _tie_axis(call, operands, axis, out.shape[axis])
         for axis in range(1 - len(out.shape), 0)
@@ -29,9 +31,14 @@ def elementwise(call: Call, *operands, absorbing: bool = False, function=None):
     }
     result = Tensor(out.shape).with_labels(labels)
     function = function or call.operation.call
+    values = [values_of(each) for each in operands]
     call.constants = lambda *known: _computed(
-        function, operands, known, result, absorbing
+        function, values, known, result, absorbing
     )
+    if literals:
+        call.arguments = lambda kept, args, kwargs: with_literals(
+            args, kwargs, lambda x: narrowed(x, result.labels, kept)
+        )
     return result
 
 
@@ -39,6 +46,9 @@ def _tie_axis(call: Call, operands, axis: int, size: int):
     """Ties one axis, counted from the right, of all operands that have it."""
     partners = []
     for each in operands:
+        if is_literal(each):
+            # It gets narrower with the tensors that it meets.
+            continue
         shape = getattr(each, "shape", None)
         shape = np.shape(each) if shape is None else shape
         if len(shape) >= -axis and shape[axis] == size:

@@ -195,6 +195,13 @@ class Graph:
         return tuple(self._bindings)
 
     @property
+    def literals(self) -> dict:
+        """`{id: variable}` of labeled variables that belong to no layer of the model."""
+        own = {id(variable) for variable in self.model.variables}
+        bound = {id(b.variable): b.variable for b in self._bindings}
+        return {key: variable for key, variable in bound.items() if key not in own}
+
+    @property
     def mac_terms(self) -> tuple:
         return tuple(self._trace.terms)
 

@@ -13,25 +13,8 @@ def einsum_dense(call: Call, x: Tensor):
     layer, (out,) = call.layer, call.outputs
     if layer.lora_enabled or layer.quantization_mode is not None:
         return None
-    inputs, kernel, output = spell_out(layer.equation, len(x.shape), len(out.shape))
-    labels = dict(zip(inputs, x.labels, strict=True))
-    made = {}
-    for axis, letter in enumerate(kernel):
-        if letter not in output:
-            call.read(layer.kernel, axis, x, inputs.index(letter))
-        elif letter in inputs:
-            call.bind(layer.kernel, axis, labels[letter])
-        else:
-            made[letter] = call.make(layer.kernel, axis)
-    places = [
-        (size, labels[letter])
-        for letter, size in zip(inputs[1:], x.shape[1:], strict=True)
-        if letter not in kernel
-    ]
-    call.count_macs(layer.kernel, places)
-    result = out.with_labels(
-        {a: made.get(c, labels.get(c)) for a, c in enumerate(output) if a > 0}
-    )
+    terms = spell_out(layer.equation, len(x.shape), len(out.shape))
+    result = product_with_kernel(call, x, layer.kernel, terms)
     _bind_bias(call, layer.bias, result)
     if layer.activation is not None and not is_elementwise(layer.activation):
         call.lock_all(result, f"mixed by the activation of {call.path!r}")
@@ -44,6 +27,36 @@ def einsum_dense(call: Call, x: Tensor):
         )
     }
     return result
+
+
+def product_with_kernel(call: Call, x: Tensor, kernel, terms) -> Tensor:
+    """Follows an einsum of a tensor and weights, and counts what it costs.
+
+    Args:
+        call: the call.
+        x: the tensor.
+        kernel: the weights.
+        terms: letters of the axes of the tensor, the weights and the result.
+    """
+    inputs, letters, output = terms
+    labels = dict(zip(inputs, x.labels, strict=True))
+    made = {}
+    for axis, letter in enumerate(letters):
+        if letter not in output:
+            call.read(kernel, axis, x, inputs.index(letter))
+        elif letter in inputs:
+            call.bind(kernel, axis, labels[letter])
+        else:
+            made[letter] = call.make(kernel, axis)
+    places = [
+        (size, labels[letter])
+        for letter, size in zip(inputs[1:], x.shape[1:], strict=True)
+        if letter not in letters
+    ]
+    call.count_macs(kernel, places)
+    return call.outputs[0].with_labels(
+        {a: made.get(c, labels.get(c)) for a, c in enumerate(output) if a > 0}
+    )
 
 
 def spell_out(equation: str, *ranks: int) -> tuple[list[str], ...]:

@@ -12,8 +12,9 @@ from tfprune.graph.flows import (
     only_zeros,
     passed_on,
 )
+from tfprune.graph.literals import is_variable
 from tfprune.graph.registry import register_rule
-from tfprune.graph.rules_attention import product, spell_out
+from tfprune.graph.rules_attention import product, product_with_kernel, spell_out
 from tfprune.graph.rules_shapes import narrowed_shape
 from tfprune.graph.trace import Call, Tensor
 
@@ -175,6 +176,11 @@ def reduction(call: Call, x: Tensor):
 
 @register_rule(knp.Matmul)
 def matmul(call: Call, *tensors):
+    x, other = tensors
+    if isinstance(x, Tensor) and is_variable(other) and len(other.shape) == 2:
+        letters = ["batch", *map(str, range(len(x.shape) - 2)), "read"]
+        terms = letters, ["read", "made"], [*letters[:-1], "made"]
+        return product_with_kernel(call, x, other, terms)
     if not all(isinstance(x, Tensor) and len(x.shape) > 1 for x in tensors):
         return None
     rank = max(len(x.shape) for x in tensors)
@@ -189,7 +195,12 @@ def matmul(call: Call, *tensors):
 @register_rule(knp.Einsum)
 def einsum(call: Call, *tensors):
     equation = call.operation.subscripts
-    if "->" not in equation or not all(isinstance(x, Tensor) for x in tensors):
+    x, *others = tensors
+    if "->" not in equation or not isinstance(x, Tensor):
         return None
-    terms = spell_out(equation, len(tensors[0].shape))
+    terms = spell_out(equation, len(x.shape))
+    if len(others) == 1 and is_variable(others[0]):
+        return product_with_kernel(call, x, others[0], terms)
+    if not all(isinstance(each, Tensor) for each in others):
+        return None
     return product(call, tensors, terms)

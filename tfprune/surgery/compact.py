@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import keras
 
 from tfprune.graph import Graph, as_graph
+from tfprune.graph.literals import rewriter
 from tfprune.graph.registry import settings_of
 from tfprune.surgery.certificate import certify, finite_probe, nudged, run
 from tfprune.surgery.folding import fold_constants
-from tfprune.surgery.mask import dead_masks, gate_masks, zeroed_values
+from tfprune.surgery.mask import apply_masks, dead_masks, gate_masks, zeroed_values
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 from tfprune.surgery.reference import reference
 from tfprune.surgery.rewrites import faster
@@ -71,6 +72,9 @@ def compact(
     values = None if masks is None else zeroed_values(graph, masks)
     if values and graph.unequal:
         model, values = reference(graph, masks, values), None
+    elif values and graph.literals.keys() & values.keys():
+        # Weights that Keras does not know of cannot be lent to a run.
+        model, values = apply_masks(model, masks), None
     probes, expected = finite_probe(model, values)
     small = _folded(graph) if fold else _compacted(graph, masks)
     if optimize:
@@ -137,11 +141,14 @@ def compact_unverified(
         settings = {} if call is None else settings_of(call, kept)
         return copy_operation_like(operation, settings, plain=True)
 
+    literals = graph.literals
+    replace_literals = rewriter({key: sliced(x) for key, x in literals.items()})
+
     def rewrite(node, args, kwargs):
         call = by_node.get(id(node))
-        if call is None or call.arguments is None:
-            return args, kwargs
-        return call.arguments(kept, args, kwargs)
+        if call is not None and call.arguments is not None:
+            args, kwargs = call.arguments(kept, args, kwargs)
+        return replace_literals(args, kwargs) if literals else (args, kwargs)
 
     rebuilder = Rebuilder(
         make,

@@ -8,6 +8,7 @@ import numpy as np
 from tfprune.constraints import ZeroSlices
 from tfprune.graph import Graph, as_graph
 from tfprune.graph.constants import dead_units
+from tfprune.graph.literals import rewriter
 from tfprune.graph.opening import OwnWeight
 from tfprune.layers import ChannelGate
 from tfprune.masks import Masks
@@ -41,8 +42,10 @@ def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
     graph = as_graph(model)
     values = zeroed_values(graph, masks)
     dropped = dropped_slices(graph, masks)
+    replace_literals = rewriter(values)
     rebuilder = Rebuilder(
         lambda operation, path: copy_operation_like(operation),
+        lambda node, args, kwargs: replace_literals(args, kwargs),
         # In a layer of its own that is saved with it, a constraint is saved too.
         parts=graph.opener(lambda call: _holds_any(call.layer, values)),
     )

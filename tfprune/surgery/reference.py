@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tfprune.graph import Graph
+from tfprune.graph.literals import rewriter
 from tfprune.graph.registry import settings_of
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 
@@ -56,8 +57,11 @@ def reference(graph: Graph, masks: Mapping, values: Mapping) -> keras.Model:
         value = variable.numpy()
         return value if own is None else value[kept(own)]
 
+    replace_literals = rewriter(values)
     rebuilder = Rebuilder(
-        make, parts=graph.opener(lambda call: id(call.operation) in unequal)
+        make,
+        lambda node, args, kwargs: replace_literals(args, kwargs),
+        parts=graph.opener(lambda call: id(call.operation) in unequal),
     )
     new = rebuilder.model(graph.model)
     for old, twin in rebuilder.pairs:

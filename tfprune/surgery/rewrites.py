@@ -43,7 +43,7 @@ def faster(model: keras.Model) -> keras.Model:
             return layers.Identity(name=operation.name, dtype=policy)
         settings = {"use_bias": True} if id(operation) in folds else {}
         twin = copy_operation_like(operation, settings)
-        return _faster_layer(twin, operation, places[id(operation)])
+        return _faster_layer(twin, operation, places.get(id(operation), 0))
 
     def rewrite(node, args, kwargs):
         if id(node.operation) not in folded:
@@ -51,8 +51,14 @@ def faster(model: keras.Model) -> keras.Model:
         # An Identity takes no mask.
         return (*args, kwargs.get("inputs"))[:1], {}
 
-    rebuilder = Rebuilder(make, rewrite)
-    new = rebuilder.model(model)
+    def is_rewritten(call):
+        operation = call.operation
+        in_folds = id(operation) in folds or id(operation) in folded
+        few = _is_dense(operation) and places[id(operation)] <= _FEW_PLACES
+        return in_folds or few or _is_depthwise(operation)
+
+    rebuilder = Rebuilder(make, rewrite, parts=graph.opener(is_rewritten))
+    new = rebuilder.model(graph.model)
     for old, twin in rebuilder.pairs:
         if id(old) in folds:
             _assign_folded(old, folds[id(old)], twin)
