@@ -65,7 +65,7 @@ def dense(call: Call, x: Tensor):
     layer, out = call.layer, call.outputs[0]
     if _is_quantized(layer):
         return None
-    made = _contract(call, x, layer.kernel, 0, 1, -1, positions(out, -1))
+    made = _contract(call, x, layer.kernel, 0, 1, -1, positions(x, -1))
     return Tensor(out.shape, x.labels).with_labels({-1: made})
 
 

@@ -1,0 +1,18 @@
+"""Every bug that random graphs have found, in the smallest model that has it."""
+
+import checker
+import keras
+from invariants import check_all
+from keras import layers
+
+
+def check(inputs, outputs):
+    check_all(checker.randomize(keras.Model(inputs, outputs)))
+
+
+def test_dense_layer_across_the_rows_of_prunable_columns():
+    """Its cost did not count that it runs on fewer columns."""
+    inputs = keras.Input((6, 3))
+    x = layers.Permute((2, 1))(layers.Conv1D(8, 3, padding="same")(inputs))
+    x = layers.Permute((2, 1))(layers.Dense(6, name="across")(x))
+    check(inputs, layers.Dense(2)(layers.Flatten()(layers.Conv1D(4, 3)(x))))
