@@ -35,11 +35,12 @@ def small_network(weights, input_shape, classes):
 
 def test_python_blocks_run(newcomer):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     tfprune = names["tfprune"]
+    assert tfprune.cost(names["thin"]).macs <= 0.5 * tfprune.cost(names["net"]).macs
     dense = tfprune.cost(names["model"]).macs
     assert tfprune.cost(names["small"]).macs <= 0.5 * dense
     assert {path.name for path in newcomer.iterdir()} == {"masks.npz", "small"}

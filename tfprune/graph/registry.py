@@ -28,8 +28,9 @@ _RULES: dict[type, Rule] = {}
 def register_rule(*types: type, sizes: Mapping | None = None) -> Callable:
     """Registers how tfprune follows the channels of a layer or operation type.
 
-    For layers of your own. A subclass inherits the rule of its base only if it is
-    registered itself: a subclass may compute something else.
+    For layers of your own that do more than layers inside them do, and do not treat
+    every channel by itself: those need none. A subclass inherits the rule of its base
+    only if it is registered itself: a subclass may compute something else.
 
     Args:
         types: layer or operation classes.
