@@ -71,6 +71,26 @@ class Weights(Own):
         return ops.tanh((self.place + x) / (2 + self.temperature))
 
 
+@register
+class Positions(Own):
+    """Adds an embedding of each position, looked up by constants."""
+
+    def __init__(self, width=8, **kwargs):
+        super().__init__(width, **kwargs)
+        self.dense = layers.Dense(width, name="dense")
+        self.places = layers.Embedding(64, width, name="places")
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.places.build((64,))
+
+    def call(self, x):
+        steps = int(np.prod(ops.shape(x)[1:3]))
+        x = ops.reshape(self.dense(x), (-1, steps, self.width))
+        x = ops.gelu(x + self.places(ops.arange(steps)))
+        return ops.reshape(x, (-1, 1, steps, self.width))
+
+
 # Opened --------------------------------------------------------------------------
 
 
@@ -116,6 +136,36 @@ def test_heads_lose_what_they_have_in_common():
 def test_own_weights_of_every_shape():
     model = around(Weights(name="own"), size=4)
     check_own(model, "own/dense", "own/scale", "own/place", "own/bias")
+
+
+def test_layers_called_on_constants():
+    def model(size):
+        own = Positions(name="own")
+        x = layers.ZeroPadding2D(((1, 1), (0, 0)))
+        return around(own, x, size=size)
+
+    check_own(model(4), "own/dense", "own/places")
+    before = vars(model(4).get_layer("own").places)
+    assert "call" not in before
+
+
+def test_two_parts_of_one_name_keep_a_layer_whole():
+    @register
+    class Reaching(Own):
+        def __init__(self, width=8, **kwargs):
+            super().__init__(width, **kwargs)
+            self.left, self.right = Chain(name="left"), Chain(name="right")
+
+        def build(self, shape):
+            self.left.build(shape)
+            self.right.build(shape)
+
+        def call(self, x):
+            return self.left.one(x) + self.right.one(x)
+
+    model = around(layers.Conv2D(8, 1, name="c"), Reaching(name="odd"))
+    assert "odd" in tfprune.Graph(model).skipped
+    check_own(model, "a", "b", skipped=["odd"])
 
 
 def test_unchanged_layer_stays_whole():

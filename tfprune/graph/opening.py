@@ -7,6 +7,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfprune.graph.following import (
+    NotOpened,
+    OwnWeight,
+    first_line,
+    follow,
+    is_symbolic,
+)
 from tfprune.graph.nodes import (
     Functional,
     copy_operation,
@@ -21,62 +28,6 @@ from tfprune.graph.nodes import (
 
 # Stands in for an open size where a layer and its parts are run side by side.
 _PROBE_SIZE = 64
-
-
-class NotOpened(Exception):
-    """A layer cannot be taken apart; the message says why."""
-
-
-class OwnWeight(keras.layers.Layer):
-    """A weight that a composite layer holds itself, as a tensor among its parts.
-
-    Its copy in a new model is an `Embedding`, the one Keras layer that gives out a
-    weight as it is: trained, counted and saved.
-
-    Args:
-        variable: the weight.
-    """
-
-    def __init__(self, variable, **kwargs):
-        super().__init__(**kwargs)
-        self.variable = variable
-        *others, size = tuple(variable.shape) or (1,)
-        self.table_shape = (int(np.prod(others)), size)
-        self.built = True
-
-    def call(self, x):
-        weight = ops.convert_to_tensor(self.variable)
-        return weight if len(weight.shape) else ops.reshape(weight, (1,))
-
-    def rows(self, x):
-        """Returns the indices with which an `Embedding` gives out the whole weight.
-
-        Args:
-            x: any tensor; it is needed because Keras records only what is done to one.
-        """
-        zero = ops.cast(ops.sum(x[..., :0]), "int32")
-        if len(self.variable.shape) < 2:
-            return zero
-        rows = np.arange(self.table_shape[0], dtype="int32")
-        return zero + rows.reshape(self.variable.shape[:-1])
-
-    def as_embedding(self, settings: dict) -> keras.layers.Embedding:
-        """Returns the unbuilt layer that takes its place in a new model."""
-        num_rows, size = self.table_shape
-        arguments = {
-            "input_dim": num_rows,
-            "output_dim": size,
-            "embeddings_initializer": "zeros",
-            "embeddings_regularizer": self.variable.regularizer,
-            "embeddings_constraint": self.variable.constraint,
-            **settings,
-        }
-        return keras.layers.Embedding(
-            **arguments,
-            name=self.name,
-            dtype=self.dtype_policy,
-            trainable=self.trainable,
-        )
 
 
 @dataclass(eq=False)
@@ -100,16 +51,6 @@ class Opened:
         return node is self.node or _signature(node) == _signature(self.node)
 
 
-def _signature(node) -> str:
-    """Returns what a call depends on: shapes and types of tensors, other arguments."""
-    args, kwargs = recorded_arguments(node)
-
-    def plain(x):
-        return (tuple(x.shape), x.dtype) if _is_tensor(x) else repr(x)
-
-    return repr(tree.map_structure(plain, (args, _without_training(kwargs))))
-
-
 def open_call(node) -> Opened:
     """Returns what is inside the layer that a node calls."""
     if not has_sublayers(node.operation):
@@ -119,6 +60,16 @@ def open_call(node) -> Opened:
     except NotOpened as error:
         return Opened(node, reason=f": {error}")
     return Opened(node, parts)
+
+
+def _signature(node) -> str:
+    """Returns what a call depends on: shapes and types of tensors, other arguments."""
+    args, kwargs = recorded_arguments(node)
+
+    def plain(x):
+        return (tuple(x.shape), x.dtype) if is_symbolic(x) else repr(x)
+
+    return repr(tree.map_structure(plain, (args, _without_training(kwargs))))
 
 
 def has_sublayers(layer) -> bool:
@@ -141,6 +92,16 @@ def open_layer(layer, args: tuple, kwargs: dict) -> Functional:
     Raises:
         NotOpened: if `call` cannot be followed, or does more than the parts do.
     """
+    try:
+        return _open(layer, args, kwargs)
+    except NotOpened:
+        raise
+    except Exception as error:
+        # Two parts of one name, for instance: a layer like that stays whole.
+        raise NotOpened(f"it cannot be taken apart: {first_line(error)}") from error
+
+
+def _open(layer, args: tuple, kwargs: dict) -> Functional:
     unbuilt = [each.name for each in layer._flatten_layers() if not each.built]
     if unbuilt:
         raise NotOpened(f"{unbuilt[0]!r} in it is not built, call it on data first")
@@ -151,7 +112,7 @@ def open_layer(layer, args: tuple, kwargs: dict) -> Functional:
     inputs, (args, kwargs) = _fresh_inputs(args, kwargs)
     with unrecorded(layer):
         graphs = [
-            _follow(layer, inputs, args, kwargs, training)
+            follow(layer, inputs, args, kwargs, training)
             for training in _training_flags(layer)
         ]
     graph = graphs[-1]
@@ -162,22 +123,12 @@ def open_layer(layer, args: tuple, kwargs: dict) -> Functional:
     return graph
 
 
-def _check_weights(layer, graph: Functional) -> None:
-    """Demands that a layer and its parts have the same variables."""
-    own, used = ({id(v): v.path for v in each.variables} for each in (layer, graph))
-    hidden = [path for key, path in own.items() if key not in used]
-    if hidden:
-        raise NotOpened(f"its `call` does not use {hidden[0]!r} on a tensor")
-    if own.keys() != used.keys():
-        raise NotOpened("its `call` uses weights that are not its own")
-
-
 def _fresh_inputs(args, kwargs):
     """Returns new inputs, and the arguments with them in."""
     inputs = []
 
     def fresh(x):
-        if not _is_tensor(x):
+        if not is_symbolic(x):
             return x
         inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype))
         return inputs[-1]
@@ -199,74 +150,17 @@ def _training_flags(layer) -> list:
     return [{}]
 
 
-def _follow(layer, inputs, args, kwargs, training: dict) -> Functional:
-    """Calls a layer on symbolic inputs, its own weights being symbolic too."""
-    weights = {k: v for k, v in vars(layer).items() if isinstance(v, keras.Variable)}
-    names = {each.name for each in layer._flatten_layers()}
-    tensors = {k: _as_tensor(layer, k, v, inputs, names) for k, v in weights.items()}
-    given = tree.map_structure(lambda x: _cast(layer, x), (args, kwargs))
-    own = vars(layer)
-    with keras.StatelessScope(collect_losses=True) as scope:
-        try:
-            # Writing to the dict goes around the trackers, as in `SwapWrapper`.
-            own.update(tensors)
-            outputs = layer.call(*given[0], **given[1], **training)
-        except Exception as error:
-            raise NotOpened(
-                f"its `call` cannot be followed: {_first_line(error)}"
-            ) from error
-        finally:
-            own.update(weights)
-    if scope.losses or scope.state_mapping:
-        raise NotOpened("its `call` adds losses or changes its state")
-    flat = tree.flatten(outputs)
-    if not flat or not all(map(_is_tensor, flat)):
-        raise NotOpened("its `call` returns something that is no tensor of its inputs")
-    return keras.Model(as_one_input(args, kwargs), outputs, name=layer.name)
-
-
-def as_one_input(args: tuple, kwargs: dict):
-    """Returns what a model in the place of a layer is called on.
-
-    The one argument that holds all tensors, or else the list of all tensors.
-    """
-    tensors = [x for x in tree.flatten((args, kwargs)) if _is_tensor(x)]
-    if args and [id(x) for x in tree.flatten(args[0])] == [id(x) for x in tensors]:
-        return args[0]
-    return tensors if len(tensors) > 1 else tensors[0]
-
-
-def _is_tensor(x) -> bool:
-    return isinstance(x, keras.KerasTensor)
-
-
-def _as_tensor(layer, attribute: str, variable, inputs, names: set):
-    name = attribute.strip("_")
-    name = f"{name}_weight" if name in names else name
-    weight = OwnWeight(
-        variable, name=name, dtype=layer.dtype_policy, trainable=variable.trainable
-    )
-    return weight(inputs[0])
-
-
-def _cast(layer, x):
-    """Does what Keras does to the arguments of a layer before its `call`."""
-    if not _is_tensor(x) or not layer.autocast:
-        return x
-    is_float = keras.backend.is_float_dtype
-    if x.dtype == layer.input_dtype or not (
-        is_float(x.dtype) and is_float(layer.input_dtype)
-    ):
-        return x
-    return ops.cast(x, layer.input_dtype)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 # Checks -----------------------------------------------------------------------------
+
+
+def _check_weights(layer, graph: Functional) -> None:
+    """Demands that a layer and its parts have the same variables."""
+    own, used = ({id(v): v.path for v in each.variables} for each in (layer, graph))
+    hidden = [path for key, path in own.items() if key not in used]
+    if hidden:
+        raise NotOpened(f"its `call` does not use {hidden[0]!r} on a tensor")
+    if own.keys() != used.keys():
+        raise NotOpened("its `call` uses weights that are not its own")
 
 
 def _settle_training(*graphs: Functional) -> None:
@@ -287,7 +181,7 @@ def _described(graph: Functional) -> list:
     numbers = {id(x): n for n, x in enumerate(graph.inputs)}
 
     def plain(x):
-        if _is_tensor(x):
+        if is_symbolic(x):
             return numbers.setdefault(id(x), len(numbers))
         return repr(x)
 
@@ -334,7 +228,7 @@ def _compare(layer, graph: Functional, args, kwargs) -> None:
                 tree.map_structure(lambda x: probes[id(x)], input_structure(graph))
             )
     except Exception as error:
-        raise NotOpened(f"its parts cannot be run: {_first_line(error)}") from error
+        raise NotOpened(f"its parts cannot be run: {first_line(error)}") from error
     pairs = zip(tree.flatten(expected), tree.flatten(received), strict=True)
     if not all(_are_equal(a, b) for a, b in pairs):
         raise NotOpened("its parts by themselves compute something else")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfprune.graph.opening import OwnWeight
+from tfprune.graph.following import OwnWeight
 from tfprune.graph.registry import register_rule
 from tfprune.graph.trace import Call, Tensor
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfprune.graph.following import NotOpened
 from tfprune.graph.nodes import (
     Functional,
     as_functional,
@@ -12,7 +13,7 @@ from tfprune.graph.nodes import (
     known_call,
     tree,
 )
-from tfprune.graph.opening import NotOpened, open_layer
+from tfprune.graph.opening import open_layer
 from tfprune.graph.shapes import assumed_shape
 
 

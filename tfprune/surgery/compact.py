@@ -141,14 +141,13 @@ def compact_unverified(
         settings = {} if call is None else settings_of(call, kept)
         return copy_operation_like(operation, settings, plain=True)
 
-    literals = graph.literals
-    replace_literals = rewriter({key: sliced(x) for key, x in literals.items()})
+    replace_literals = rewriter({k: sliced(x) for k, x in graph.literals.items()})
 
     def rewrite(node, args, kwargs):
         call = by_node.get(id(node))
         if call is not None and call.arguments is not None:
             args, kwargs = call.arguments(kept, args, kwargs)
-        return replace_literals(args, kwargs) if literals else (args, kwargs)
+        return replace_literals(args, kwargs)
 
     rebuilder = Rebuilder(
         make,

@@ -8,8 +8,8 @@ import numpy as np
 from tfprune.constraints import ZeroSlices
 from tfprune.graph import Graph, as_graph
 from tfprune.graph.constants import dead_units
+from tfprune.graph.following import OwnWeight
 from tfprune.graph.literals import rewriter
-from tfprune.graph.opening import OwnWeight
 from tfprune.layers import ChannelGate
 from tfprune.masks import Masks
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
@@ -42,7 +42,8 @@ def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
     graph = as_graph(model)
     values = zeroed_values(graph, masks)
     dropped = dropped_slices(graph, masks)
-    replace_literals = rewriter(values)
+    literals = graph.literals.keys() & values.keys()
+    replace_literals = rewriter({key: values[key] for key in literals})
     rebuilder = Rebuilder(
         lambda operation, path: copy_operation_like(operation),
         lambda node, args, kwargs: replace_literals(args, kwargs),

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tfprune.constraints import ZeroSlices
+from tfprune.graph.following import OwnWeight, as_one_input
 from tfprune.graph.nodes import (
     Functional,
     as_functional,
@@ -20,7 +21,6 @@ from tfprune.graph.nodes import (
     output_structure,
     tree,
 )
-from tfprune.graph.opening import OwnWeight, as_one_input
 from tfprune.graph.subclassed import as_recorded
 
 

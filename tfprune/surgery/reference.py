@@ -57,7 +57,8 @@ def reference(graph: Graph, masks: Mapping, values: Mapping) -> keras.Model:
         value = variable.numpy()
         return value if own is None else value[kept(own)]
 
-    replace_literals = rewriter(values)
+    literals = graph.literals.keys() & values.keys()
+    replace_literals = rewriter({key: values[key] for key in literals})
     rebuilder = Rebuilder(
         make,
         lambda node, args, kwargs: replace_literals(args, kwargs),

@@ -11,8 +11,8 @@ from keras import layers as keras_layers
 from tfprune.graph import Graph
 from tfprune.graph.constants import exposed, propagate
 from tfprune.graph.flows import keeps_zero
+from tfprune.graph.following import OwnWeight
 from tfprune.graph.nodes import as_functional, flatten_layers
-from tfprune.graph.opening import OwnWeight
 from tfprune.layers import GATED_TYPES, ChannelGate, ChannelMask
 from tfprune.layers.swapping import attribute_of
 from tfprune.surgery.rebuild import (

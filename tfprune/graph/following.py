@@ -1,0 +1,201 @@
+"""Following the `call` of a layer on symbolic inputs, so that Keras records it."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfprune.graph.nodes import Functional, tree
+
+
+class NotOpened(Exception):
+    """A layer cannot be taken apart; the message says why."""
+
+
+class OwnWeight(keras.layers.Layer):
+    """A weight that a composite layer holds itself, as a tensor among its parts.
+
+    Its copy in a new model is an `Embedding`, the one Keras layer that gives out a
+    weight as it is: trained, counted and saved.
+
+    Args:
+        variable: the weight.
+    """
+
+    def __init__(self, variable, **kwargs):
+        super().__init__(**kwargs)
+        self.variable = variable
+        *others, size = tuple(variable.shape) or (1,)
+        self.table_shape = (int(np.prod(others)), size)
+        self.built = True
+
+    def call(self, x):
+        weight = ops.convert_to_tensor(self.variable)
+        return weight if len(weight.shape) else ops.reshape(weight, (1,))
+
+    def rows(self, x):
+        """Returns the indices with which an `Embedding` gives out the whole weight.
+
+        Args:
+            x: any tensor; it is needed because Keras records only what is done to one.
+        """
+        zero = symbolic_zero(x, "int32")
+        if len(self.variable.shape) < 2:
+            return zero
+        rows = np.arange(self.table_shape[0], dtype="int32")
+        return zero + rows.reshape(self.variable.shape[:-1])
+
+    def as_embedding(self, settings: dict) -> keras.layers.Embedding:
+        """Returns the unbuilt layer that takes its place in a new model."""
+        num_rows, size = self.table_shape
+        arguments = {
+            "input_dim": num_rows,
+            "output_dim": size,
+            "embeddings_initializer": "zeros",
+            "embeddings_regularizer": self.variable.regularizer,
+            "embeddings_constraint": self.variable.constraint,
+            **settings,
+        }
+        return keras.layers.Embedding(
+            **arguments,
+            name=self.name,
+            dtype=self.dtype_policy,
+            trainable=self.trainable,
+        )
+
+
+def symbolic_zero(x, dtype: str):
+    """Returns a zero that is made of a tensor, at no cost: the sum of no entries."""
+    return ops.cast(ops.sum(x[..., :0]), dtype)
+
+
+def follow(layer, inputs, args, kwargs, training: dict) -> Functional:
+    """Calls a layer on symbolic inputs, its own weights being symbolic too."""
+    weights = {k: v for k, v in vars(layer).items() if isinstance(v, keras.Variable)}
+    names = {each.name for each in layer._flatten_layers()}
+    tensors = {k: _as_tensor(layer, k, v, inputs, names) for k, v in weights.items()}
+    given = tree.map_structure(lambda x: _cast(layer, x), (args, kwargs))
+    own = vars(layer)
+    with (
+        keras.StatelessScope(collect_losses=True) as scope,
+        _anchored(layer, inputs[0]),
+    ):
+        try:
+            # Writing to the dict goes around the trackers, as in `SwapWrapper`.
+            own.update(tensors)
+            outputs = layer.call(*given[0], **given[1], **training)
+        except Exception as error:
+            raise NotOpened(
+                f"its `call` cannot be followed: {first_line(error)}"
+            ) from error
+        finally:
+            own.update(weights)
+    if scope.losses or scope.state_mapping:
+        raise NotOpened("its `call` adds losses or changes its state")
+    flat = tree.flatten(outputs)
+    if not flat or not all(map(is_symbolic, flat)):
+        raise NotOpened("its `call` returns something that is no tensor of its inputs")
+    return keras.Model(as_one_input(args, kwargs), outputs, name=layer.name)
+
+
+def _as_tensor(layer, attribute: str, variable, inputs, names: set):
+    name = attribute.strip("_")
+    name = f"{name}_weight" if name in names else name
+    weight = OwnWeight(
+        variable, name=name, dtype=layer.dtype_policy, trainable=variable.trainable
+    )
+    return weight(inputs[0])
+
+
+def _cast(layer, x):
+    """Does what Keras does to the arguments of a layer before its `call`."""
+    if not is_symbolic(x) or not layer.autocast:
+        return x
+    is_float = keras.backend.is_float_dtype
+    if x.dtype == layer.input_dtype or not (
+        is_float(x.dtype) and is_float(layer.input_dtype)
+    ):
+        return x
+    return ops.cast(x, layer.input_dtype)
+
+
+def as_one_input(args: tuple, kwargs: dict):
+    """Returns what a model in the place of a layer is called on.
+
+    The one argument that holds all tensors, or else the list of all tensors.
+    """
+    tensors = [x for x in tree.flatten((args, kwargs)) if is_symbolic(x)]
+    if args and [id(x) for x in tree.flatten(args[0])] == [id(x) for x in tensors]:
+        return args[0]
+    return tensors if len(tensors) > 1 else tensors[0]
+
+
+@contextlib.contextmanager
+def _anchored(layer, x):
+    """Lets Keras record calls of inner layers on constants, too, such as positions.
+
+    It records what is done to symbolic tensors only. A constant becomes one with a zero
+    added that is made of `x`.
+    """
+    replaced = []
+    try:
+        for part in layer._flatten_layers(include_self=False):
+            if part.variables:
+                replaced.append((vars(part), vars(part).get("call")))
+                vars(part)["call"] = _recording(part, part.call, x)
+        yield
+    finally:
+        for own, call in replaced:
+            del own["call"]
+            own.update({} if call is None else {"call": call})
+
+
+def _recording(layer, call: Callable, x) -> Callable:
+    """Returns the `call` of a layer that records itself when it is run on constants."""
+    is_inside = False
+
+    @functools.wraps(call)
+    def recording(*args, **kwargs):
+        nonlocal is_inside
+        constants = [
+            each for each in tree.flatten((args, kwargs)) if _is_constant(each)
+        ]
+        if is_inside or not constants:
+            return call(*args, **kwargs)
+        is_inside = True
+        try:
+            args, kwargs = tree.map_structure(
+                lambda each: (
+                    symbolic_zero(x, each.dtype) + each if _is_constant(each) else each
+                ),
+                (args, kwargs),
+            )
+            return layer(*args, **kwargs)
+        finally:
+            is_inside = False
+
+    return recording
+
+
+def _is_constant(x) -> bool:
+    """Returns whether `x` is a tensor with a value, not one of a graph being made."""
+    if is_symbolic(x) or not ops.is_tensor(x):
+        return False
+    try:
+        return ops.convert_to_numpy(x) is not None
+    except NotImplementedError:
+        return False
+
+
+def is_symbolic(x) -> bool:
+    return isinstance(x, keras.KerasTensor)
+
+
+def first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    # Keras puts a line of its own before the message, and makes that bold.
+    lines = [line.strip("\x1b[01m") for line in lines if "encountered when" not in line]
+    return lines[0] if lines else type(error).__name__
