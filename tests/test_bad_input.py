@@ -209,7 +209,7 @@ def test_layer_whose_config_does_not_describe_it():
             self.kernel = self.add_weight(shape=(shape[-1], self.size))
 
         def call(self, x):
-            return x @ self.kernel
+            return x @ self.kernel.value
 
     inputs = layers.Input((4,))
     x = Lossy(5, name="lossy")(layers.Dense(8, name="a")(inputs))

@@ -107,6 +107,28 @@ def test_own_weights_go_with_their_channels():
     assert small.get_layer("own").get_layer("gamma").embeddings.shape == (1, 4)
 
 
+def test_parts_follow_training_that_is_not_passed_on():
+    @register
+    class Dropped(Chain):
+        def __init__(self, width=8, **kwargs):
+            super().__init__(width, **kwargs)
+            self.dropout = layers.Dropout(0.9, name="dropout")
+
+        def call(self, x):
+            return self.dropout(self.two(ops.relu(self.bn(self.one(x)))))
+
+    model = around(Dropped(name="own"))
+    small = check_own(model, "own/one", "own/dropout")
+    inputs = checker.make_inputs(model)
+    before = small.get_layer("own").get_layer("bn").moving_mean.numpy()
+    for net in (model, small):
+        trained, inferred = (net(inputs, training=flag) for flag in (True, False))
+        assert not np.allclose(trained, inferred)
+    assert not np.array_equal(
+        before, small.get_layer("own").get_layer("bn").moving_mean.numpy()
+    )
+
+
 def test_own_weights_still_train():
     model = around(Residual(10, name="own"))
     for new in (tfprune.compact(model, {}), tfprune.prune(model, 0.3)):
@@ -147,6 +169,41 @@ def test_layers_called_on_constants():
     check_own(model(4), "own/dense", "own/places")
     before = vars(model(4).get_layer("own").places)
     assert "call" not in before
+
+
+def test_layer_without_a_config_is_always_taken_apart():
+    class Lossy(Chain):
+        def __init__(self, channels):
+            super().__init__(channels, name="own")
+
+        def get_config(self):
+            return {"name": self.name}
+
+    model = around(Lossy(10))
+    small = check_own(model, "own/one")
+    assert isinstance(small.get_layer("own"), keras.Model)
+    masked = tfprune.apply_masks(model, {})
+    assert isinstance(masked.get_layer("own"), keras.Model)
+
+
+def test_layer_of_operations_without_a_config_is_taken_apart():
+    class Squared(layers.Layer):
+        def __init__(self):
+            super().__init__(name="own")
+
+        def call(self, x):
+            return ops.square(x) / 2
+
+    check_own(around(Squared()), "a", "b")
+
+
+def test_tokens_in_an_input_of_floats():
+    inputs = layers.Input((6,))
+    x = layers.Embedding(9, 8, name="tokens")(inputs)
+    x = layers.Dense(6, "relu", name="a")(layers.Flatten()(x))
+    model = checker.randomize(keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+    tokens = np.random.default_rng(0).integers(0, 9, (4, 6))
+    check_own(model, "tokens", "a", inputs=tokens)
 
 
 def test_two_parts_of_one_name_keep_a_layer_whole():

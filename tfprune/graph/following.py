@@ -2,13 +2,14 @@
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import ops
 
-from tfprune.graph.nodes import Functional, tree
+from tfprune.graph.nodes import Functional, inside_call, tree
 
 
 class NotOpened(Exception):
@@ -72,11 +73,12 @@ def symbolic_zero(x, dtype: str):
     return ops.cast(ops.sum(x[..., :0]), dtype)
 
 
-def follow(layer, inputs, args, kwargs, training: dict) -> Functional:
+def follow(layer, inputs, args, kwargs, training: bool) -> Functional:
     """Calls a layer on symbolic inputs, its own weights being symbolic too."""
     weights = {k: v for k, v in vars(layer).items() if isinstance(v, keras.Variable)}
     names = {each.name for each in layer._flatten_layers()}
     tensors = {k: _as_tensor(layer, k, v, inputs, names) for k, v in weights.items()}
+    kwargs = {**kwargs, **training_argument(layer, training)}
     given = tree.map_structure(lambda x: _cast(layer, x), (args, kwargs))
     own = vars(layer)
     with (
@@ -86,7 +88,8 @@ def follow(layer, inputs, args, kwargs, training: dict) -> Functional:
         try:
             # Writing to the dict goes around the trackers, as in `SwapWrapper`.
             own.update(tensors)
-            outputs = layer.call(*given[0], **given[1], **training)
+            with inside_call(layer, training):
+                outputs = layer.call(*given[0], **given[1])
         except Exception as error:
             raise NotOpened(
                 f"its `call` cannot be followed: {first_line(error)}"
@@ -99,6 +102,12 @@ def follow(layer, inputs, args, kwargs, training: dict) -> Functional:
     if not flat or not all(map(is_symbolic, flat)):
         raise NotOpened("its `call` returns something that is no tensor of its inputs")
     return keras.Model(as_one_input(args, kwargs), outputs, name=layer.name)
+
+
+def training_argument(layer, training: bool) -> dict:
+    """Returns the keyword arguments with which a `call` is told about training."""
+    takes_it = "training" in inspect.signature(layer.call).parameters
+    return {"training": training} if takes_it else {}
 
 
 def _as_tensor(layer, attribute: str, variable, inputs, names: set):

@@ -225,7 +225,8 @@ class Graph:
     def opener(self, condition: Callable) -> Callable:
         """Returns the function from a layer to its parts, for layers to take apart.
 
-        It gives None for a layer that has no parts, or that may stay whole.
+        It gives None for a layer that has no parts, or that may stay whole. A layer
+        that cannot be rebuilt from its config is always taken apart.
 
         Args:
             condition: function of a call, True if the layer around it has to be
@@ -234,9 +235,10 @@ class Graph:
 
         def parts(layer):
             opened = self._trace.opened.get(id(layer))
-            if opened is None or not any(condition(call) for call in opened.calls):
+            if opened is None or opened.parts is None:
                 return None
-            return opened.parts
+            must = any(map(condition, opened.calls)) or not opened.describes_itself
+            return opened.parts if must else None
 
         return parts
 

@@ -26,6 +26,7 @@ __all__ = [
     "input_layer_of",
     "input_masks",
     "input_structure",
+    "inside_call",
     "known_call",
     "nodes_in_order",
     "object_sharing_scope",
@@ -129,16 +130,30 @@ def unrecorded(layer):
     Keras notes every symbolic call on the layers themselves, which would change how a
     model they belong to is saved.
     """
-    counts = [
-        (each, len(each._inbound_nodes), len(each._outbound_nodes))
-        for each in layer._flatten_layers()
-    ]
+    parts = layer._flatten_layers()
+    counts = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in parts]
+    losses = [(list(x._losses), set(x._loss_ids)) for x in parts]
     try:
         yield
     finally:
-        for each, inbound, outbound in counts:
+        for each, (inbound, outbound) in zip(parts, counts, strict=True):
             del each._inbound_nodes[inbound:]
             del each._outbound_nodes[outbound:]
+        # Those of the last call, which the next call clears.
+        for each, (values, ids) in zip(parts, losses, strict=True):
+            each._losses[:] = values
+            each._loss_ids.update(ids)
+
+
+@contextlib.contextmanager
+def inside_call(layer, training: bool):
+    """Layers called inside take `training` as they do from the `call` of `layer`."""
+    context = layer._get_call_context()
+    context.set_value("training", training)
+    try:
+        yield
+    finally:
+        layer._maybe_reset_call_context()
 
 
 def input_structure(functional: Functional):

@@ -1,6 +1,6 @@
 """Looking into layers of a user's own: the graph of what their `call` is made of."""
 
-import inspect
+import functools
 from dataclasses import dataclass, field
 
 import keras
@@ -13,6 +13,7 @@ from tfprune.graph.following import (
     first_line,
     follow,
     is_symbolic,
+    training_argument,
 )
 from tfprune.graph.nodes import (
     Functional,
@@ -46,6 +47,18 @@ class Opened:
     reason: str = ""
     calls: list = field(default_factory=list)
 
+    @functools.cached_property
+    def describes_itself(self) -> bool:
+        """Whether the layer can be made anew from its config."""
+        layer = self.node.operation
+        if type(layer).__module__.startswith("keras."):
+            return True
+        try:
+            return type(layer).from_config(layer.get_config()) is not None
+        except Exception:
+            # Whatever a constructor makes of arguments that are not all there.
+            return False
+
     def fits(self, node) -> bool:
         """Returns whether a layer is called just as at its first call."""
         return node is self.node or _signature(node) == _signature(self.node)
@@ -53,13 +66,15 @@ class Opened:
 
 def open_call(node) -> Opened:
     """Returns what is inside the layer that a node calls."""
-    if not has_sublayers(node.operation):
-        return Opened(node)
-    try:
-        parts = open_layer(node.operation, *recorded_arguments(node))
-    except NotOpened as error:
-        return Opened(node, reason=f": {error}")
-    return Opened(node, parts)
+    opened = Opened(node)
+    if not isinstance(node.operation, keras.layers.Layer):
+        return opened
+    if has_sublayers(node.operation) or not opened.describes_itself:
+        try:
+            opened.parts = open_layer(node.operation, *recorded_arguments(node))
+        except NotOpened as error:
+            opened.reason = f": {error}"
+    return opened
 
 
 def _signature(node) -> str:
@@ -111,15 +126,13 @@ def _open(layer, args: tuple, kwargs: dict) -> Functional:
         raise NotOpened("it is given a mask")
     inputs, (args, kwargs) = _fresh_inputs(args, kwargs)
     with unrecorded(layer):
-        graphs = [
-            follow(layer, inputs, args, kwargs, training)
-            for training in _training_flags(layer)
-        ]
-    graph = graphs[-1]
-    _settle_training(*graphs)
-    _check_weights(layer, graph)
-    _close_open_reshapes(graph)
-    _compare(layer, graph, args, kwargs)
+        trained, graph = (
+            follow(layer, inputs, args, kwargs, training) for training in (True, False)
+        )
+        _settle_training(trained, graph)
+        _check_weights(layer, graph)
+        _close_open_reshapes(graph)
+        _compare(layer, graph, args, kwargs)
     return graph
 
 
@@ -143,13 +156,6 @@ def _without_training(kwargs: dict) -> dict:
     return {name: value for name, value in kwargs.items() if name != "training"}
 
 
-def _training_flags(layer) -> list:
-    """Returns the values of `training` to follow a call with; inference comes last."""
-    if "training" in inspect.signature(layer.call).parameters:
-        return [{"training": True}, {"training": False}]
-    return [{}]
-
-
 # Checks -----------------------------------------------------------------------------
 
 
@@ -163,17 +169,17 @@ def _check_weights(layer, graph: Functional) -> None:
         raise NotOpened("its `call` uses weights that are not its own")
 
 
-def _settle_training(*graphs: Functional) -> None:
+def _settle_training(trained: Functional, graph: Functional) -> None:
     """Demands that `training` only ever is passed on, and leaves it to the caller."""
-    nodes = [nodes_in_order(graph) for graph in graphs]
-    if any(_described(graphs[0]) != _described(other) for other in graphs[1:]):
+    if _described(trained) != _described(graph):
         raise NotOpened("its `call` does something else in training")
-    for same in zip(*nodes, strict=True):
-        flags = [recorded_arguments(node)[1].get("training") for node in same]
-        if flags[0] is not None and len(set(flags)) == 1:
-            name = same[0].operation.name
-            raise NotOpened(f"its `call` fixes `training` for {name!r}")
-        follow_training(same[-1])
+    for one, other in zip(*map(nodes_in_order, (trained, graph)), strict=True):
+        first, second = (
+            recorded_arguments(node)[1].get("training") for node in (one, other)
+        )
+        if first is not None and first == second:
+            raise NotOpened(f"its `call` fixes `training` for {one.operation.name!r}")
+        follow_training(other)
 
 
 def _described(graph: Functional) -> list:
@@ -220,10 +226,9 @@ def _compare(layer, graph: Functional, args, kwargs) -> None:
     values = [(v, _perturbed(random, v)) for v in layer.variables]
     probes = {id(x): _probe(random, x) for x in graph.inputs}
     filled = tree.map_structure(lambda x: probes.get(id(x), x), (args, kwargs))
-    training = _training_flags(layer)[-1]
     try:
         with keras.StatelessScope(state_mapping=values):
-            expected = layer(*filled[0], **filled[1], **training)
+            expected = layer(*filled[0], **filled[1], **training_argument(layer, False))
             received = graph(
                 tree.map_structure(lambda x: probes[id(x)], input_structure(graph))
             )
