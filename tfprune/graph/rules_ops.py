@@ -56,6 +56,14 @@ def rearrange(call: Call, x: Tensor):
     return move(call, x)
 
 
+@register_rule(knp.Repeat, knp.Tile)
+def repeat(call: Call, x: Tensor):
+    if np.size(call.operation.repeats) > 1 and isinstance(call.operation, knp.Repeat):
+        # A count for every channel says how many there are.
+        return None
+    return move(call, x)
+
+
 @register_rule(knp.Reshape)
 def reshape(call: Call, x: Tensor):
     (out,) = move(call, x)
