@@ -161,6 +161,26 @@ def test_every_channel_constant_leaves_one():
     assert error(model, small) < 1e-5
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_softmax_of_constants_and_one_more_is_not_constant(inside):
+    inputs = keras.Input((9, 9, 3))
+    x = layers.BatchNormalization(name="bn")(layers.Conv2D(8, 3)(inputs))
+    if inside:
+        x = layers.Conv2D(8, 1, activation="softmax", name="mixes")(x)
+    else:
+        x = layers.Activation("softmax")(x)
+    x = layers.Conv2D(6, 1, name="reader")(x)
+    x = layers.Flatten()(layers.Conv2D(4, 1)(x))
+    model = checker.randomize(keras.Model(inputs, layers.Dense(3)(x)))
+    model.get_layer("bn").gamma.assign([0] * 7 + [1])
+    if inside:
+        model.get_layer("mixes").kernel.assign(np.eye(8)[None, None])
+    # The reader has no weights for what varies.
+    kernel = model.get_layer("reader").kernel
+    kernel.assign(kernel * (np.arange(8) < 7)[:, None])
+    assert error(model, tfprune.compact(model, fold=True)) < 1e-5
+
+
 def test_gates_are_taken_off_first(make_residual):
     model = silence(checker.randomize(make_residual(8)))
     gated = tfprune.prune_wrap(model)

@@ -56,6 +56,8 @@ def _made(layer, known):
         made = made + layer.bias.numpy()
     if layer.activation is None:
         return made
+    if not is_elementwise(layer.activation):
+        return None
     computed = run_on_constants(layer.activation, made)
     return None if computed is None else np.where(np.isnan(made), np.nan, computed)
 

@@ -26,6 +26,7 @@ def activation_layer(call: Call, x: Tensor):
 def activation(call: Call, x: Tensor):
     if not is_elementwise(call.operation.activation):
         call.lock_all(x, f"mixed by {call.path!r}")
+        return Tensor(call.outputs[0].shape, x.labels)
     return elementwise(call, x)
 
 
