@@ -209,12 +209,12 @@ def loader(directory):
     return models
 
 
-def table(rows):
+def table(rows, title="tfprune, structural engine"):
     from rich import box
     from rich.table import Table
 
     result = Table(
-        title="tfprune, structural engine",
+        title=title,
         caption=benchmarking.describe_threads(),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
