@@ -95,7 +95,7 @@ for _name, _middle in _MIDDLES.items():
     TABLE.add(_name, lambda middle=_middle: between(*middle()), "conv", "conv2")
 
 
-@TABLE.row(keeps=["conv"])
+@TABLE.row("conv")
 def _constant_per_channel():
     constant = np.linspace(1, 2, 8).astype("float32")
     return between(lambda x: x * constant)
