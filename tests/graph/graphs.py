@@ -350,7 +350,7 @@ class Sequences(Grower):
         return layer(x, self.any_tensor())
 
     def add_grouped_query_attention(self, x):
-        return layers.GroupQueryAttention(3, 4, 2)(x, self.any_tensor())
+        return layers.GroupQueryAttention(3, 4, 2)(x, self.like(x))
 
     def add_attention(self, x):
         other = self.like(x)
