@@ -6,14 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tfprune.graph.flows import by_probing
 from tfprune.graph.freedom import FreeChannels, count_free
 from tfprune.graph.group import Group, Slice
-from tfprune.graph.opening import Opened, open_call
-from tfprune.graph.probing import by_narrowing
-from tfprune.graph.registry import find_rule
 from tfprune.graph.subclassed import as_recorded
 from tfprune.graph.trace import Trace
+from tfprune.graph.unruled import follower_of, opened_call
 
 
 class Graph:
@@ -21,7 +18,7 @@ class Graph:
 
     Every channel gets a label; layers state which labels are the same. What is tied
     together is one unit, the smallest thing that can be removed; units that touch
-    the same places form a `Group`. Layers without a rule keep their channels and are
+    the same places form a `Group`. Layers that cannot be followed keep theirs and are
     listed in `skipped`. The model is only read.
 
     Args:
@@ -64,7 +61,7 @@ class Graph:
             )
         self.model = as_recorded(model)
         self.normalization = normalization
-        self._trace = trace = Trace(self.model, _rule_of, _open_call, normalization)
+        self._trace = trace = Trace(self.model, follower_of, opened_call, normalization)
         self.unequal = {call.path: call.unequal for call in trace.calls if call.unequal}
         self.skipped = dict(trace.skipped)
         self.assumed_shapes = dict(trace.assumed_shapes)
@@ -382,18 +379,6 @@ class Graph:
 def as_graph(model) -> Graph:
     """Returns the graph of a model, or the graph itself if it is given."""
     return model if isinstance(model, Graph) else Graph(model)
-
-
-def _rule_of(operation):
-    rule = find_rule(operation)
-    if rule is not None:
-        return rule.trace
-    return by_narrowing if getattr(operation, "variables", ()) else by_probing
-
-
-def _open_call(node) -> Opened:
-    """A layer with a rule stays whole: its rule knows more than its parts."""
-    return open_call(node) if find_rule(node.operation) is None else Opened(node)
 
 
 def _unique_names(names: list[str]) -> list[str]:

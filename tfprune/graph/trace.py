@@ -360,11 +360,8 @@ class Trace:
         call.reads, call.settings, call.arguments = [], None, None
         call.constants = None
         labels = [x.labels[axis] for x in call.inputs for axis in x.labeled_axes]
-        labels += [
-            b.labels
-            for b in self.bindings.values()
-            if b.path == call.path or b.path.startswith(f"{call.path}/")
-        ]
+        own, bound = f"{call.path}/", self.bindings.values()
+        labels += [b.labels for b in bound if f"{b.path}/".startswith(own)]
         for each in labels:
             self.lock(each, f"read by {call.path!r}: {why}")
         if labels or getattr(call.layer, "weights", None):
@@ -388,8 +385,7 @@ class Trace:
         return outputs
 
     def nested_inputs(self, functional) -> list[Tensor] | None:
-        nested = self._nested.get(id(functional))
-        return None if nested is None else nested[0]
+        return self._nested.get(id(functional), (None,))[0]
 
     def _tie_tensors(self, left: list[Tensor], right: list[Tensor]) -> None:
         for a, b in zip(left, right, strict=True):
