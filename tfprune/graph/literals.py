@@ -13,7 +13,8 @@ from tfprune.graph.nodes import tree
 
 def is_literal(x) -> bool:
     """Returns whether `x` is an array, a tensor with a value, or a variable."""
-    if isinstance(x, keras.KerasTensor):
+    # Keras takes a while to say what is no tensor, and all tensors have a type.
+    if isinstance(x, keras.KerasTensor) or getattr(x, "dtype", None) is None:
         return False
     return isinstance(x, (np.ndarray, keras.Variable)) or keras.ops.is_tensor(x)
 
