@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfprune import importances
-from tfprune.graph import Graph
+from tfprune.graph import Graph, as_graph
 from tfprune.selection import Budget, select
 from tfprune.surgery import compact, has_gates, read_masks, strip
 
@@ -19,7 +19,6 @@ def prune(
     max_sparsity: float | None = None,
     min_channels: int = 1,
     multiple_of: int = 1,
-    normalization: str = "keep",
 ) -> keras.Model:
     """Returns a smaller model with at least this fraction of its FLOPs removed.
 
@@ -28,15 +27,13 @@ def prune(
     pruning inside `fit` see `select`, `compact` and `callbacks.PruneToBudget`.
 
     Args:
-        model: Functional or Sequential model, with or without gates; not changed.
+        model: model, with or without gates, or the `Graph` of one; not changed.
         flops_reduction: fraction of multiply-accumulates to remove, in [0, 1).
         importance: name or callable `importance(graph) -> {group name: scores}`.
         scope: `"global"`, `"uniform"` or `{path pattern: fraction}`, see `select`.
         max_sparsity: largest fraction removed from any one group.
         min_channels: channels that stay in every group.
         multiple_of: kept channels are rounded up to a multiple of this.
-        normalization: `"keep"`, or `"prune"` if channels that a layer normalizes
-            across may go too, see `Graph`.
 
     Returns:
         A new plain Keras model, uncompiled, verified by `compact`.
@@ -58,7 +55,9 @@ def prune(
         min_channels=min_channels,
         multiple_of=multiple_of,
     )
-    graph = Graph(strip(model) if has_gates(model) else model, normalization)
+    graph = as_graph(model)
+    if has_gates(graph.model):
+        graph = Graph(strip(graph.model), graph.normalization)
     scores = _dead_first(importances.get(importance)(graph), read_masks(graph))
     return compact(graph, select(graph, lambda graph: scores, budget, scope=scope))
 

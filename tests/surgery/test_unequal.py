@@ -107,11 +107,12 @@ def test_zeros_under_a_normalization_are_not_dead():
 
 def test_prune_in_one_call():
     model = transformer(layers.LayerNormalization)
-    small = tfprune.prune(model, 0.5, normalization="prune", scope="uniform")
+    graph = tfprune.Graph(model, normalization="prune")
+    small = tfprune.prune(graph, 0.5, scope="uniform")
     assert small.get_layer("stream").units < 12
     assert tfprune.cost(small).macs <= 0.5 * tfprune.cost(model).macs
     with pytest.raises(ValueError, match='`normalization` must be "keep" or "prune"'):
-        tfprune.prune(model, 0.5, normalization="drop")
+        tfprune.Graph(model, normalization="drop")
 
 
 def test_masks_of_one_kind_of_graph_do_not_fit_the_other():
