@@ -27,7 +27,8 @@ def test_after_pruning(name, tmp_path):
 
 def check_exported(model, inputs, path):
     tfprune.export(model, path)
-    received = tf.saved_model.load(str(path)).serve(inputs)
+    artefact = tf.saved_model.load(str(path))
+    received = artefact.serve(inputs)
     expected = checker.outputs_of(model, inputs)
     assert checker.relative_error(expected, [np.asarray(received, float)]) < 1e-4
 
