@@ -16,3 +16,13 @@ def test_dense_layer_across_the_rows_of_prunable_columns():
     x = layers.Permute((2, 1))(layers.Conv1D(8, 3, padding="same")(inputs))
     x = layers.Permute((2, 1))(layers.Dense(6, name="across")(x))
     check(inputs, layers.Dense(2)(layers.Flatten()(layers.Conv1D(4, 3)(x))))
+
+
+def test_grouped_query_attention_on_another_stream_of_the_same_width():
+    """Keras wants as many features of the value as of the query."""
+    inputs = keras.Input((6, 3))
+    query, value = layers.Conv1D(8, 1)(inputs), layers.Conv1D(8, 1)(inputs)
+    x = layers.GroupQueryAttention(3, 4, 2)(query, keras.ops.cumsum(value, axis=-1))
+    check(inputs, layers.Dense(2)(layers.Flatten()(layers.Conv1D(6, 1)(x))))
+    y = layers.GroupQueryAttention(3, 4, 2)(query, value)
+    check(inputs, layers.Dense(2)(layers.Flatten()(layers.Conv1D(6, 1)(y))))

@@ -185,8 +185,9 @@ def grouped_query_attention(
     ]
     for _ in range(2):
         call.count_product([*size, (layer.head_dim, None)])
-    # The layer gives back as many features as its query has.
-    call.tie(made, query.labels[-1])
+    # The layer gives back as many features as its query has, and wants as many of
+    # its value.
+    call.tie(made, query.labels[-1], value.labels[-1])
     call.settings = lambda kept: {
         "num_query_heads": _count(kept, heads, layer.num_query_heads),
         "num_key_value_heads": _count(kept, groups, layer.num_key_value_heads),
