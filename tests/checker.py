@@ -109,6 +109,10 @@ def randomize(model, seed=0, size=16):
         if not variable.dtype.startswith(("float", "bfloat")):
             continue
         variable.assign(_values(random, variable))
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            # It computes with constants that it makes of its variables.
+            layer.finalize_state()
     _follow_data(model, size)
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization) and layer.built:
@@ -137,7 +141,7 @@ def _values(random, variable):
     count = int(np.prod(variable.shape))
     places = (random.permutation(count) + random.uniform(0.3, 0.7)) / count
     places = places.reshape(variable.shape)
-    if variable.name in ("gamma", "moving_variance"):
+    if variable.name in ("gamma", "moving_variance", "variance"):
         signs = np.sign(random.normal(size=variable.shape))
         return (0.5 + places) * (signs if variable.name == "gamma" else 1)
     if len(variable.shape) < 2:
