@@ -1,11 +1,12 @@
 """Small models and a clean Keras for every test."""
 
 import gc
-import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import tfprune_command
 
-import keras
+# What TensorFlow says while it is imported would come behind pytest's summary.
+with tfprune_command.quiet_tensorflow():
+    import keras
 import numpy as np
 import pytest
 from keras import layers
