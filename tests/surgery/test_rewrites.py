@@ -109,9 +109,39 @@ def test_a_convolution_of_one_place_on_a_small_map_becomes_dense(arguments):
         assert tfprune.cost(fast).macs == tfprune.cost(small).macs
 
 
+@pytest.mark.parametrize("strides", [2, 3, (1, 2)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("size", [8, 13])
+def test_a_strided_convolution_of_one_place_becomes_dense(size, padding, strides):
+    model = places(size, strides=strides, padding=padding)
+    fast = tfprune.compact(model, optimize=True)
+    few = np.prod(model.get_layer("conv").output.shape[1:3]) <= 64
+    assert type(fast.get_layer("conv")) is (layers.Dense if few else layers.Conv2D)
+    inputs = probe_inputs(model, 4)
+    assert max_relative_error(run(model, inputs), run(fast, inputs)) < 1e-5
+    assert tfprune.cost(fast).macs == tfprune.cost(model).macs
+
+
+def test_strided_in_a_sequential_and_called_twice(tmp_path):
+    conv = layers.Conv2D(6, 1, strides=2, name="conv")
+    halves = keras.Sequential([conv, layers.ReLU()], name="halves")
+    inputs = [keras.Input((8, 8, 3)), keras.Input((8, 8, 3))]
+    other = layers.Conv2D(5, 1, strides=2)
+    maps = [halves(inputs[0]), halves(inputs[1]), other(inputs[0]), other(inputs[1])]
+    pooled = [layers.GlobalMaxPooling2D()(x) for x in maps]
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()(pooled)))
+    randomize(model)
+    fast = tfprune.compact(model, optimize=True)
+    assert type(fast.get_layer("halves").get_layer("conv")) is layers.Dense
+    fast.save(tmp_path / "fast.keras")
+    probe = probe_inputs(model, 4)
+    for same in (fast, keras.models.load_model(tmp_path / "fast.keras")):
+        assert max_relative_error(run(model, probe), run(same, probe)) < 1e-5
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [{"size": 9}, {"strides": 2}, {"groups": 2}, {"activation": "relu", "size": 16}],
+    [{"size": 9}, {"groups": 2}, {"activation": "relu", "size": 16}],
 )
 def test_other_convolutions_of_one_place_stay(arguments):
     fast = tfprune.compact(places(**arguments), optimize=True)

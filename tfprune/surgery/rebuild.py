@@ -38,6 +38,8 @@ class Rebuilder:
             are kept.
         parts: function from a layer to the `Functional` to make a nested model of in
             its place, None for layers that stay whole. By default all do.
+        before: function from an operation to a new layer for its input to go through
+            first, or None. By default there is none.
     """
 
     def __init__(
@@ -46,11 +48,14 @@ class Rebuilder:
         rewrite: Callable | None = None,
         input_shapes: Callable | None = None,
         parts: Callable | None = None,
+        before: Callable | None = None,
     ):
         self._make = make
         self._rewrite = rewrite or (lambda node, args, kwargs: (args, kwargs))
         self._input_shapes = input_shapes or (lambda m: [x.shape for x in m.inputs])
         self._parts = parts or (lambda layer: None)
+        self._before = before or (lambda operation: None)
+        self._new_before: dict[int, object] = {}
         self._new: dict[int, object] = {}
         self.pairs: list[tuple] = []
 
@@ -87,8 +92,17 @@ class Rebuilder:
             self.pairs.append((operation, new))
         return self._new[id(operation)]
 
+    def _layer_before(self, operation):
+        if id(operation) not in self._new_before:
+            self._new_before[id(operation)] = self._before(operation)
+        return self._new_before[id(operation)]
+
     def _sequential(self, model, functional, prefix: str):
-        layers = [self._operation(layer, prefix) for layer in model.layers]
+        layers = []
+        for layer in model.layers:
+            first = self._layer_before(layer)
+            layers += [first] if first else []
+            layers.append(self._operation(layer, prefix))
         (new_input,) = self._inputs(functional)
         return keras.Sequential([new_input, *layers], name=model.name)
 
@@ -104,6 +118,9 @@ class Rebuilder:
             args, kwargs = self._rewrite(node, *fill_in(node, tensors))
             new = self._operation(node.operation, prefix)
             args, kwargs = _arguments_for(new, node.operation, args, kwargs)
+            first = self._layer_before(node.operation)
+            if first:
+                args, kwargs = (first(as_one_input(args, kwargs)),), {}
             outputs = new(*args, **kwargs)
             flat = tree.flatten(outputs)
             tensors.update((id(k), t) for k, t in zip(node.outputs, flat, strict=True))

@@ -51,13 +51,20 @@ def faster(model: keras.Model) -> keras.Model:
         # An Identity takes no mask.
         return (*args, kwargs.get("inputs"))[:1], {}
 
+    def is_dense(operation):
+        return _is_dense(operation) and places[id(operation)] <= _FEW_PLACES
+
+    def before(operation):
+        is_strided = is_dense(operation) and max(operation.strides) > 1
+        return _looked_at(operation) if is_strided else None
+
     def is_rewritten(call):
         operation = call.operation
         in_folds = id(operation) in folds or id(operation) in folded
-        few = _is_dense(operation) and places[id(operation)] <= _FEW_PLACES
-        return in_folds or few or _is_depthwise(operation)
+        return in_folds or is_dense(operation) or _is_depthwise(operation)
 
-    rebuilder = Rebuilder(make, rewrite, parts=graph.opener(is_rewritten))
+    parts = graph.opener(is_rewritten)
+    rebuilder = Rebuilder(make, rewrite, parts=parts, before=before)
     new = rebuilder.model(graph.model)
     for old, twin in rebuilder.pairs:
         if id(old) in folds:
@@ -91,8 +98,8 @@ def _faster_layer(layer, old, places: int):
 
     A convolution with one channel in each group is a depthwise convolution, for which
     TensorFlow has kernels of its own; a grouped one is several times slower on CPUs.
-    A convolution of one place is a dense layer. On small maps that is faster, as
-    TensorFlow's convolution rearranges its weights at every call.
+    A convolution that looks at one place at a time is a dense layer. On small maps
+    that is faster, as TensorFlow's convolution rearranges its weights at every call.
 
     Args:
         layer: unbuilt copy of a layer.
@@ -128,9 +135,16 @@ def _is_dense(layer) -> bool:
     """Returns whether a convolution is a dense layer in all but its type."""
     return (
         type(layer) is layers.Conv2D
-        and max(*layer.kernel_size, *layer.strides, layer.groups) == 1
+        and max(*layer.kernel_size, layer.groups) == 1
         and layer.data_format == "channels_last"
     )
+
+
+def _looked_at(convolution):
+    """Returns a layer that keeps the places at which a strided convolution looks."""
+    name = f"{convolution.name}_strides"
+    policy = convolution.dtype_policy.name
+    return layers.MaxPooling2D(1, convolution.strides, name=name, dtype=policy)
 
 
 def _is_depthwise(layer) -> bool:
