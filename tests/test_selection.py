@@ -254,8 +254,8 @@ def test_bad_arguments(arguments, message):
     [
         ({"a": [1, 2, 3, 4]}, "no scores for group 'b'"),
         ({"a": [1, 2, 3], "b": [1, 2]}, r"shape \(4,\)"),
-        ({"a": [1, 2, np.nan, 3], "b": [1, 2]}, "not finite"),
-        ({"a": [1, 2, np.inf, 3], "b": [1, 2]}, "not finite"),
+        ({"a": [1, 2, np.nan, 3], "b": [1, 2]}, "not numbers"),
+        ({"a": [1, 2, -np.inf, 3], "b": [1, 2]}, "not numbers"),
     ],
 )
 def test_bad_scores(values, message):

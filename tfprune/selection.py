@@ -175,9 +175,9 @@ def _checked_scores(graph: Graph, scores) -> dict[str, np.ndarray]:
                 f"The scores of group {group.name!r} must have shape ({group.size},). "
                 f"Received: {array.shape}"
             )
-        if not np.isfinite(array).all():
+        if np.isnan(array).any() or np.isneginf(array).any():
             raise ValueError(
-                f"The scores of group {group.name!r} are not finite. Look for NaN or "
+                f"The scores of group {group.name!r} are not numbers. Look for NaN or "
                 f"infinite weights in {', '.join(group.layers[:4])}."
             )
         checked[group.name] = array
@@ -207,7 +207,7 @@ def _fractions(graph: Graph, scope) -> dict[str, float]:
     return fractions
 
 
-def _most_removed(graph: Graph, budget: Budget) -> np.ndarray:
+def most_removed(graph: Graph, budget: Budget) -> np.ndarray:
     """Returns how many units of each group may go."""
     caps = budget.max_sparsity
     by_pattern = caps if isinstance(caps, Mapping) else {}
@@ -236,7 +236,9 @@ class _Ranking:
     def __init__(self, graph: Graph, scores, budget: Budget):
         self.graph, self.budget = graph, budget
         self.sizes = np.array([group.size for group in graph.groups], np.int64)
-        self.caps = _most_removed(graph, budget)
+        finite = [int(np.isfinite(scores[g.name]).sum()) for g in graph.groups]
+        caps = np.minimum(most_removed(graph, budget), np.array(finite, np.int64))
+        self.caps = caps
         # Ties go to the unit that comes first, so results do not depend on sorting.
         self.order = [np.argsort(scores[g.name], kind="stable") for g in graph.groups]
         self._rank = np.full(graph.num_units + 1, np.inf)

@@ -111,6 +111,35 @@ def simulate(schedule, steps):
     return updates
 
 
+def check_strategy(model):
+    """Raises ValueError if a model does not fit the distribution strategy in use."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    strategy = model.distribute_strategy
+    is_mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
+    variables = [*model.variables, *model.optimizer.variables]
+    replicated = [
+        isinstance(v.value, tf.distribute.DistributedValues) for v in variables
+    ]
+    if not all(replicated) and (is_mirrored or any(replicated)):
+        stray = variables[replicated.index(False)].path
+        raise ValueError(
+            "A model that trains on several devices must be made within "
+            "`strategy.scope()`, all of it. Received: model="
+            f"{model.name!r}, whose variable {stray!r} was made outside. Call "
+            "`tfprune.prune_wrap` and `compile` within the scope."
+        )
+    if strategy.num_replicas_in_sync > 1 and model.jit_compile:
+        raise ValueError(
+            "`jit_compile=True` does not work on several replicas in TensorFlow. "
+            f"Received: model={model.name!r} with "
+            f"{strategy.num_replicas_in_sync} replicas. Compile with "
+            "`jit_compile=False`."
+        )
+
+
 def _optimizer_steps(model, batches):
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     return batches // (optimizer.gradient_accumulation_steps or 1)

@@ -38,6 +38,10 @@ def train(model, data, *callbacks, epochs=2, batch_size=4, **arguments):
     )
 
 
+def training_steps(model):
+    return int(model.optimizer.iterations)
+
+
 def flops_reduction(model):
     graph = Graph(model)
     return 1 - cost(graph, read_masks(model)).macs / cost(graph).macs
@@ -430,9 +434,31 @@ def test_importance_that_needs_data_is_refused():
         def update_state(self, model, x, y):
             pass
 
-    with pytest.raises(ValueError, match="does not show data"):
+    with pytest.raises(ValueError, match="needs data"):
         PruneToBudget(Taylor(), HALF)
+    with pytest.raises(ValueError, match="takes no data"):
+        PruneToBudget("magnitude", HALF, data=[])
     PruneToBudget(lambda graph: Taylor()(graph), HALF)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "molchanov", "fisher"])
+def test_importances_that_are_shown_data(make_residual, images, importance):
+    model = wrapped(make_residual(8))
+    x, y = images
+    batches = [(x[:8], y[:8]), (x[8:16], y[8:16])]
+    prune = PruneToBudget(importance, HALF, Periodic(0, 6, 3), data=batches)
+    seen = []
+    update = prune.importance.update_state
+
+    def update_state(*arguments):
+        seen.append(training_steps(model))
+        update(*arguments)
+
+    prune.importance.update_state = update_state
+    train(model, images, prune)
+    assert flops_reduction(model) >= 0.5
+    # Once for the forecast, then at every update, each time both batches.
+    assert seen == [0, 0, 3, 3, 6, 6]
 
 
 def test_budget_must_be_a_budget():

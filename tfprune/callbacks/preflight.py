@@ -37,8 +37,7 @@ class Preflight(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         _check_trainable(self.model)
-        if keras.backend.backend() == "tensorflow":
-            _check_strategy(self.model)
+        training.check_strategy(self.model)
         self._is_reported = False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -66,30 +65,4 @@ def _check_trainable(model):
             "All layers of the model are frozen, so it cannot recover from pruning. "
             f"Received: model={model.name!r} without trainable variables. Set "
             "`layer.trainable = True` on the layers to train, then compile."
-        )
-
-
-def _check_strategy(model):
-    import tensorflow as tf
-
-    strategy = model.distribute_strategy
-    is_mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
-    variables = [*model.variables, *model.optimizer.variables]
-    replicated = [
-        isinstance(v.value, tf.distribute.DistributedValues) for v in variables
-    ]
-    if not all(replicated) and (is_mirrored or any(replicated)):
-        stray = variables[replicated.index(False)].path
-        raise ValueError(
-            "A model that trains on several devices must be made within "
-            "`strategy.scope()`, all of it. Received: model="
-            f"{model.name!r}, whose variable {stray!r} was made outside. Call "
-            "`tfprune.prune_wrap` and `compile` within the scope."
-        )
-    if strategy.num_replicas_in_sync > 1 and model.jit_compile:
-        raise ValueError(
-            "`jit_compile=True` does not work on several replicas in TensorFlow. "
-            f"Received: model={model.name!r} with "
-            f"{strategy.num_replicas_in_sync} replicas. Compile with "
-            "`jit_compile=False`."
         )

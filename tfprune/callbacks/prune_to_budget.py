@@ -1,22 +1,17 @@
 """Gradual pruning to a budget, inside `fit`."""
 
 import bisect
-import warnings
 from collections.abc import Mapping
 
 import keras
-import numpy as np
 
 from tfprune import importances, training
-from tfprune.costs import cost
-from tfprune.graph import Graph
+from tfprune.callbacks.budgeted import BudgetedCallback, describe
 from tfprune.schedules import Polynomial
-from tfprune.selection import Budget, select
-from tfprune.surgery import has_gates, set_masks
-from tfprune.surgery.mask import dead_masks, gate_masks
+from tfprune.selection import select
 
 
-class PruneToBudget(keras.callbacks.Callback):
+class PruneToBudget(BudgetedCallback):
     """Closes gates during `fit` until the model meets a budget.
 
     At each update of `schedule` all units are ranked anew by `importance`, and
@@ -50,6 +45,8 @@ class PruneToBudget(keras.callbacks.Callback):
             `Polynomial()`: 20 updates in the first half of the run.
         scope: how the budget is shared between layers, as in `tfprune.select`.
             Defaults to `"global"`.
+        data: batches that an importance such as `"taylor"` is shown at each update,
+            as `fit` takes them; None for importances that need none.
 
     Raises:
         ValueError: when training begins, if the model has no gates, the budget is
@@ -67,36 +64,21 @@ class PruneToBudget(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, importance, budget, schedule=None, scope="global"):
-        super().__init__()
-        if not isinstance(budget, Budget) or budget.target is None:
-            raise ValueError(
-                "`budget` must be a `tfprune.Budget` with a target, such as "
-                f"`tfprune.Budget(flops_reduction=0.5)`. Received: budget={budget!r}"
-            )
-        self.importance = _get_importance(importance)
-        self.budget = budget
+    def __init__(self, importance, budget, schedule=None, scope="global", data=None):
+        super().__init__(budget)
+        self.importance = importances.get(importance)
+        _check_data(self.importance, data)
         self.schedule = Polynomial() if schedule is None else schedule
         self.scope = scope
-
-    def set_model(self, model):
-        super().set_model(model)
-        training.announce(self, model)
+        self.data = data
 
     def on_train_begin(self, logs=None):
-        if not has_gates(self.model):
-            raise ValueError(
-                "`PruneToBudget` closes gates, and the model has none. Received: "
-                f"model={self.model.name!r}. Train `tfprune.prune_wrap(model)`, "
-                "which computes the same, and compile it."
-            )
+        self.read_model()
         self._total = training.total_steps(self.model, self.params)
         self._updates = training.simulate(self.schedule, self._total)
-        self._graph = Graph(self.model)
-        self._check_gates()
-        self._dense = cost(self._graph)
+        self.check_gates(self._names_in_scope())
         # Raises here, before the first step, if the budget is out of reach.
-        self._forecast = self._removed(self._choose(1.0))
+        self._forecast = self.removed(self._choose(1.0))
         self._origin = None
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -113,57 +95,35 @@ class PruneToBudget(keras.callbacks.Callback):
         is_last = epoch + 1 == self.params["epochs"] and not self.model.stop_training
         if is_last and self._total and training.skips_steps(self.model):
             self._advance(self._total)
-        if logs is not None:
-            removed = self._removed(dead_masks(self._graph))
-            logs["flops_reduction"] = removed["flops_reduction"]
-            logs["sparsity"] = removed["sparsity"]
+        self.write_logs(logs)
 
     def on_train_end(self, logs=None):
-        if not self._meets(self.budget):
-            removed = self._removed(dead_masks(self._graph))
-            warnings.warn(
-                f"Training ended before the budget was met: {self.budget} was asked, "
-                f"and the gates remove {_format(removed)}. {self._progress()} Train "
-                "on with `initial_epoch`, or let the schedule end earlier. If "
-                "`EarlyStopping` restored earlier weights, it restored their masks.",
-                stacklevel=2,
-            )
+        self.warn_unless_met(
+            self._progress(),
+            "Train on with `initial_epoch`, or let the schedule end earlier.",
+        )
 
     def summary(self):
         """Returns what the schedule will do in the current `fit`, as text."""
         first, last = self._updates[0].step, self._updates[-1].step
         steps = "an unknown number of" if self._total is None else self._total
-        skipped = self._graph.skipped.items()
+        skipped = self.graph.skipped.items()
         return "\n".join(
             (
                 f"PruneToBudget: {self.schedule}",
                 f"  mask updates: {len(self._updates)}, the first after step {first}, "
                 + f"the last after step {last} of {steps} steps",
                 f"  target: {self.budget}",
-                f"  chosen now it would remove {_format(self._forecast)}",
+                f"  chosen now it would remove {describe(self._forecast)}",
                 *(f"  kept whole: {path} ({reason})" for path, reason in skipped),
             )
         )
 
-    def _check_gates(self):
-        gated = np.zeros(self._graph.num_units + 1, bool)
-        for _, labels in gate_masks(self._graph):
-            gated[self._graph.units(labels)] = True
-        gated = self._graph.masks_of(gated)
-        bare = [name for name in self._names_in_scope() if not gated[name].all()]
-        if bare:
-            raise ValueError(
-                "`PruneToBudget` can only remove channels with gates, and groups in "
-                f"its `scope` have none. Received: scope={self.scope!r}, groups "
-                f"without gates: {', '.join(bare[:8])}. Call `prune_wrap` without "
-                "`layers`, or name gated layers: `scope={path pattern: fraction}`."
-            )
-
     def _names_in_scope(self):
         if isinstance(self.scope, Mapping):
-            matches = [self._graph.match(pattern) for pattern in self.scope]
+            matches = [self.graph.match(pattern) for pattern in self.scope]
             return {group.name: None for groups in matches for group in groups}
-        return [group.name for group in self._graph.groups]
+        return [group.name for group in self.graph.groups]
 
     def _position(self):
         return training.iterations(self.model) - self._origin
@@ -177,7 +137,7 @@ class PruneToBudget(keras.callbacks.Callback):
         fraction = self._updates[self._num_done - 1].fraction
         # Masks that meet what is in force are those of the interrupted run: a new
         # choice, from weights trained since, would differ from them.
-        if not self._meets(self.budget.scaled(fraction)):
+        if not self.meets(self.budget.scaled(fraction)):
             self._update(fraction)
 
     def _advance(self, position):
@@ -190,24 +150,16 @@ class PruneToBudget(keras.callbacks.Callback):
         return bisect.bisect_right(self._updates, position, key=lambda u: u.step)
 
     def _update(self, fraction):
-        set_masks(self._graph, self._choose(fraction))
+        self.set_masks(self._choose(fraction))
 
     def _choose(self, fraction):
+        if self.data is not None:
+            self.importance.reset_state()
+            for batch in self.data:
+                x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+                self.importance.update_state(self.model, x, y, weight)
         budget = self.budget.scaled(fraction)
-        return select(self._graph, self.importance, budget, scope=self.scope)
-
-    def _meets(self, budget):
-        name, target = budget.target
-        return self._removed(dead_masks(self._graph))[name] >= target - 1e-9
-
-    def _removed(self, masks):
-        """The fractions that `masks` remove, under the names `Budget` gives them."""
-        left, whole = cost(self._graph, masks), self._dense
-        return {
-            "flops_reduction": 1 - left.macs / max(whole.macs, 1),
-            "params_reduction": 1 - left.params / whole.params,
-            "sparsity": 1 - masks.density(),
-        }
+        return select(self.graph, self.importance, budget, scope=self.scope)
 
     def _progress(self):
         if self._origin is None:
@@ -219,17 +171,12 @@ class PruneToBudget(keras.callbacks.Callback):
         )
 
 
-def _get_importance(importance):
-    needs_data = callable(getattr(importance, "update_state", None))
-    if needs_data:
-        raise ValueError(
-            "`PruneToBudget` does not show data to an importance, and this one needs "
-            f"data (it has `update_state`). Received: importance={importance!r}. Use "
-            '"magnitude", or, if you call `update_state` yourself during `fit`, '
-            "pass `lambda graph: importance(graph)`."
-        )
-    return importances.get(importance)
-
-
-def _format(removed):
-    return ", ".join(f"{name}={value:.4f}" for name, value in removed.items())
+def _check_data(importance, data):
+    if importances.needs_data(importance) == (data is not None):
+        return
+    what = "needs data" if data is None else "takes no data"
+    raise ValueError(
+        f"`importance` {what}, and `data` is {'not given' if data is None else 'given'}"
+        f". Received: importance={importance!r}. Importances that look at gradients "
+        'take `data=dataset`, batches of `(x, y)`; others, such as "magnitude", none.'
+    )

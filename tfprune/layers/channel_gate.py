@@ -146,11 +146,20 @@ class ChannelGate(SwapWrapper):
         variable, axis = _output_kernel(layer)
         return variable.shape[axis]
 
+    @property
+    def gate_variable(self):
+        """The trainable scale: `gate`, or the scale of a normalization as such."""
+        return self._scale if self.gate is None else self.gate
+
     def factors(self):
-        """Returns the scale of every output channel: gate times mask, a tensor."""
-        gate = self.gate if self.gate is not None else self._scale
-        gate = ops.convert_to_tensor(gate)
+        """Returns gate times mask of every output channel, a tensor."""
+        gate = ops.convert_to_tensor(self.gate_variable)
         return gate * ops.cast(self.output_mask.mask, gate.dtype)
+
+    def scales(self):
+        """Returns what every output channel is multiplied with in all, a tensor."""
+        factors = self.factors()
+        return factors if self.base is None else factors * self.base
 
     @property
     def input_places(self) -> dict:
@@ -177,8 +186,8 @@ class ChannelGate(SwapWrapper):
     def _gated(self, factors) -> dict:
         if not isinstance(self.layer, layers.BatchNormalization):
             return scaled_outputs(self.layer, factors)
-        scale = factors if self.base is None else factors * self.base
-        return {"gamma": scale, "scale": True, **_shifted(self.layer, "beta", factors)}
+        shift = _shifted(self.layer, "beta", factors)
+        return {"gamma": self.scales(), "scale": True, **shift}
 
     def get_config(self):
         return {

@@ -1,19 +1,16 @@
 """Gates into a model and out of it again."""
 
-import fnmatch
 import inspect
 from collections.abc import Callable
 
 import keras
 import numpy as np
-from keras import layers as keras_layers
 
 from tfprune.graph import Graph
-from tfprune.graph.constants import exposed, propagate
-from tfprune.graph.flows import keeps_zero
 from tfprune.graph.following import OwnWeight
+from tfprune.graph.gates import GatePlaces
 from tfprune.graph.nodes import as_functional, flatten_layers
-from tfprune.layers import GATED_TYPES, ChannelGate, ChannelMask
+from tfprune.layers import ChannelGate, ChannelMask
 from tfprune.layers.swapping import attribute_of
 from tfprune.surgery.rebuild import (
     Rebuilder,
@@ -73,7 +70,7 @@ def prune_wrap(
             f"Model {model.name!r} has gates already. Call `tfprune.strip` first."
         )
     _check_arguments(gate, gate_arguments)
-    places = _Places(graph)
+    places = GatePlaces(graph)
     if layers is not None:
         places.restrict([layers] if isinstance(layers, str) else list(layers))
     if not places.outputs and not places.inputs:
@@ -100,100 +97,9 @@ def _check_arguments(gate, arguments: dict) -> None:
         )
 
 
-class _Places:
-    """Where gates go.
-
-    Attributes:
-        outputs: `{id(operation): labels}` of the channels it makes.
-        inputs: `{id(operation): {"attribute:axis": labels}}` of what it reads.
-    """
-
-    def __init__(self, graph: Graph):
-        self._graph = graph
-        self._maker = {id(t): call for call in graph.calls for t in call.outputs}
-        self.outputs: dict[int, np.ndarray] = {}
-        self.inputs: dict[int, dict[str, np.ndarray]] = {}
-        for call in graph.calls:
-            if isinstance(call.layer, keras_layers.BatchNormalization):
-                self._gate_output(call)
-        for call, read in self._exposed_reads():
-            self._gate_makers(read.x, set())
-        for call, read in self._exposed_reads():
-            name = attribute_of(call.layer, read.variable)
-            if name is not None:
-                own = self.inputs.setdefault(id(call.operation), {})
-                own[f"{name}:{read.axis}"] = read.labels
-
-    def has_gate(self, call) -> bool:
-        return id(call.operation) in self.outputs or id(call.operation) in self.inputs
-
-    def restrict(self, patterns: list[str]) -> None:
-        """Keeps only gates whose layer matches; gates layers that were not chosen."""
-        chosen = {}
-        for pattern in patterns:
-            calls = [
-                call
-                for call in self._graph.calls
-                if fnmatch.fnmatchcase(call.path, pattern)
-                and isinstance(call.layer, GATED_TYPES)
-            ]
-            if not calls:
-                raise ValueError(
-                    f"`layers`: the path pattern {pattern!r} matches no layer that can "
-                    f"be gated. Layers are: {', '.join(self._graph.layers[:8])}, ..."
-                )
-            chosen.update({id(call.operation): call for call in calls})
-        for call in chosen.values():
-            self._gate_output(call)
-        self.outputs = {k: v for k, v in self.outputs.items() if k in chosen}
-        self.inputs = {k: v for k, v in self.inputs.items() if k in chosen}
-
-    def _prunable(self, labels) -> np.ndarray:
-        return self._graph.units(labels) < self._graph.num_units
-
-    def _gate_output(self, call) -> bool:
-        out = call.outputs[0]
-        labels = None if out.channel_axis is None else out.labels[out.channel_axis]
-        if labels is None or not self._prunable(labels).any():
-            return False
-        self.outputs[id(call.operation)] = labels
-        return True
-
-    def _exposed_reads(self) -> list:
-        """Returns (call, read) where closed gates would still let something through."""
-        closed = {
-            id(call): self._prunable(self.outputs[id(call.operation)])
-            for call in self._graph.calls
-            if id(call.operation) in self.outputs and _closes(call.layer)
-        }
-        known = propagate(self._graph, closed)
-        return [
-            (call, read)
-            for call in self._graph.calls
-            for read in call.reads
-            if exposed(self._graph, read, known).any()
-        ]
-
-    def _gate_makers(self, tensor, seen: set) -> None:
-        """Walks back from a tensor and gates the first layers that can be gated."""
-        if id(tensor) in seen or id(tensor) not in self._maker:
-            return
-        seen.add(id(tensor))
-        call = self._maker[id(tensor)]
-        if isinstance(call.layer, GATED_TYPES):
-            self._gate_output(call)
-            return
-        for x in call.inputs:
-            if x.labeled_axes:
-                self._gate_makers(x, seen)
-
-
-def _closes(layer) -> bool:
-    activation = getattr(layer, "activation", None)
-    return activation is None or keeps_zero(activation)
-
-
-def _wrap(model, graph: Graph, places: _Places, gate, arguments: dict) -> keras.Model:
+def _wrap(
+    model, graph: Graph, places: GatePlaces, gate, arguments: dict
+) -> keras.Model:
     masks: dict[bytes, ChannelMask] = {}
 
     def shared_mask(labels, path):

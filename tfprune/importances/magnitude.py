@@ -1,6 +1,4 @@
-"""Importances: one score per unit, higher = keep."""
-
-from collections.abc import Callable
+"""Magnitude: units with small weights are not important."""
 
 import numpy as np
 
@@ -58,8 +56,13 @@ class Magnitude:
             rows = np.moveaxis(part.variable.numpy(), part.axis, 0)
             rows = rows.reshape(len(rows), -1).astype(np.float32)
             norm = np.linalg.norm(rows, ord=self.p, axis=1)
+            if not np.isfinite(norm).all():
+                raise ValueError(
+                    f"Layer {part.path!r} has weights that are NaN or infinite, in "
+                    f"{part.variable.name!r}. Look for where training went wrong."
+                )
             mean = norm.mean()
-            norms[key] = norm / mean if self.normalize and 0 < mean < np.inf else norm
+            norms[key] = norm / mean if self.normalize and mean > 0 else norm
         return norms[key]
 
 
@@ -68,33 +71,3 @@ def _makers(group: Group) -> list:
     made = [part for part in group.slices if not part.read]
     kernels = [part for part in made if len(part.variable.shape) > 1]
     return kernels or made
-
-
-class Random:
-    """Scores units by chance: the control every other importance has to beat.
-
-    Args:
-        seed: int. The same seed and model give the same scores. Defaults to 0.
-    """
-
-    def __init__(self, seed: int = 0):
-        self.seed = seed
-
-    def __call__(self, graph: Graph) -> dict[str, np.ndarray]:
-        random = np.random.default_rng(self.seed)
-        return {g.name: random.random(g.size, np.float32) for g in graph.groups}
-
-
-_BY_NAME = {"magnitude": Magnitude, "random": Random}
-
-
-def get(importance: str | Callable) -> Callable:
-    """Returns an importance given by name or as a callable `importance(graph)`."""
-    if isinstance(importance, str) and importance in _BY_NAME:
-        return _BY_NAME[importance]()
-    if callable(importance) and not isinstance(importance, type):
-        return importance
-    raise ValueError(
-        f"`importance` must be one of {sorted(_BY_NAME)} or a callable "
-        f"`importance(graph) -> {{group name: scores}}`. Received: {importance!r}"
-    )

@@ -1,0 +1,86 @@
+"""Small models on the way to the budget."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+from tfprune import training
+from tfprune.surgery import compact
+
+
+class Snapshots(keras.callbacks.Callback):
+    """Saves a compacted model whenever pruning passes one of the given points.
+
+    It works beside `PruneToBudget` and `TickTock`, at any place in the list. One run
+    so gives models of several sizes, each to be fine-tuned by itself.
+
+    Args:
+        path: path of the `.keras` files, with a place for the point, such as
+            `"resnet-{flops_reduction:.2f}.keras"`.
+        flops_reduction: fractions of the multiply-accumulates removed at which to save,
+            such as `(0.4, 0.5, 0.6)`.
+
+    Raises:
+        ValueError: if the path does not end in `.keras` or has no place for the point,
+            or a point is not in (0, 1).
+        FileExistsError: when training begins, if there are such files already.
+
+    Example:
+
+    ```python
+    snapshots = tfprune.callbacks.Snapshots("{flops_reduction:.1f}.keras", (0.5, 0.6))
+    model.fit(train, callbacks=[tfprune.callbacks.TickTock(train, budget), snapshots])
+    ```
+    """
+
+    def __init__(self, path, flops_reduction: Sequence[float]):
+        super().__init__()
+        self.path = str(path)
+        self.points = tuple(sorted(flops_reduction))
+        if not self.points or not all(0 < point < 1 for point in self.points):
+            raise ValueError(
+                "`flops_reduction` must be fractions in (0, 1), such as (0.4, 0.6). "
+                f"Received: flops_reduction={flops_reduction!r}"
+            )
+        names = {self._path_at(point) for point in self.points}
+        if len(names) < len(self.points) or not self.path.endswith(".keras"):
+            raise ValueError(
+                "`path` must end in .keras and have a place for the point, such as "
+                f"'small-{{flops_reduction:.2f}}.keras'. Received: path={path!r}"
+            )
+
+    def set_model(self, model):
+        super().set_model(model)
+        training.announce(self, model)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        old = [path for path in map(self._path_at, self.points) if path.exists()]
+        # A resumed run goes on beside the files that it has written before.
+        if epoch == 0 and old:
+            raise FileExistsError(
+                f"`path` must not name files that exist. Received: path={self.path!r}, "
+                f"and there is {old[0]}. Choose another one or remove them."
+            )
+
+    def on_masks_change(self, removed):
+        """Called by the callback that prunes, when it has closed gates.
+
+        Args:
+            removed: what all masks remove, under the names of `Budget`.
+        """
+        for point in self.points:
+            path = self._path_at(point)
+            if removed["flops_reduction"] >= point - 1e-9 and not path.exists():
+                aside = path.with_name(f".{path.stem}.aside.keras")
+                compact(self.model).save(aside)
+                os.replace(aside, path)
+
+    def summary(self):
+        """Returns what is saved in the current `fit`, as text."""
+        points = ", ".join(f"{point:.2f}" for point in self.points)
+        return f"Snapshots: {self.path} at flops_reduction={points}"
+
+    def _path_at(self, point):
+        return Path(self.path.format(flops_reduction=point))

@@ -1,0 +1,143 @@
+"""Ticks: short trainings of gates alone, between the epochs of a `fit`."""
+
+import contextlib
+
+import keras
+
+from tfprune.callbacks.gate_scores import GateScores
+from tfprune.graph.gates import gated_members
+from tfprune.layers import ChannelGate
+
+
+class _GateL1(keras.regularizers.Regularizer):
+    """The L1 norm of a gate times a strength that changes, besides another term."""
+
+    def __init__(self, strength, other):
+        self.strength = strength
+        self.other = other
+
+    def __call__(self, x):
+        term = self.strength * keras.ops.sum(keras.ops.abs(x))
+        return term if self.other is None else term + self.other(x)
+
+
+class Ticks:
+    """Trains gates, shifts and the classifier of a model, and scores the gates.
+
+    Between Ticks the model trains as a whole, with an L1 term on its gates. Each of the
+    two phases has a train function of its own, which is traced once.
+
+    Args:
+        model: compiled model in a `fit`, with its optimizer built.
+        graph: its `Graph`.
+        data: batches, as `fit` takes them.
+    """
+
+    def __init__(self, model, graph, data):
+        self._model, self._graph, self._data = model, graph, data
+        gates = (m for m in gated_members(graph) if isinstance(m.layer, ChannelGate))
+        self._members = list(gates)
+        self._gates = [m.layer.gate_variable for m in self._members]
+        # A `fit` that an error ended has left its terms behind.
+        found = [gate.regularizer for gate in self._gates]
+        self._regularizers = [r.other if isinstance(r, _GateL1) else r for r in found]
+        self.scores = GateScores(model, self._members)
+        trained = _trained_in_ticks(graph, self._gates)
+        variables = model.trainable_variables
+        self._frozen = [v for v in variables if id(v) not in trained]
+        with model.distribute_strategy.scope():
+            self._l1 = keras.Variable(0.0, trainable=False, name="gate_l1")
+        self._tock_function = self._tick_function = None
+
+    @property
+    def members(self):
+        """The layers with a gate on their outputs."""
+        return self._members
+
+    def begin(self):
+        """Makes the model ready for the epochs around Ticks."""
+        self._add_l1()
+        # An earlier `fit` may have left a function that was traced without the term.
+        self._model.make_train_function(force=True)
+        self._tock_function = self._model.train_function
+
+    def end(self):
+        """Leaves the model as it was."""
+        for gate, own in zip(self._gates, self._regularizers, strict=True):
+            gate.regularizer = own
+        self._model.train_function = None
+
+    def set_l1(self, strength):
+        self._l1.assign(strength)
+
+    def run(self, verbose):
+        """Runs one Tick; returns its logs. The learning rate is the optimizer's."""
+        self.scores.reset()
+        with self._frozen_model(), _nested_fit(self._model):
+            history = self._model.fit(self._data, verbose=verbose)
+        return {name: values[-1] for name, values in history.history.items()}
+
+    @contextlib.contextmanager
+    def _frozen_model(self):
+        model = self._model
+        try:
+            for variable in self._frozen:
+                variable.trainable = False
+            for gate in self._gates:
+                # Scores are of the data's loss alone.
+                gate.regularizer = None
+            with self.scores.collecting():
+                if self._tick_function is None:
+                    model.make_train_function(force=True)
+                    self._tick_function = model.train_function
+                model.train_function = self._tick_function
+                yield
+        finally:
+            model.train_function = self._tock_function
+            for variable in self._frozen:
+                variable.trainable = True
+            self._add_l1()
+
+    def _add_l1(self):
+        for gate, own in zip(self._gates, self._regularizers, strict=True):
+            gate.regularizer = _GateL1(self._l1, own)
+
+
+@contextlib.contextmanager
+def _nested_fit(model):
+    """Lets a callback call `fit` on the model that is being trained."""
+    history, stop_training = model.history, model.stop_training
+    # Keras lets a backup say at which epoch the `fit` after it begins.
+    initial_epoch, model._initial_epoch = model._initial_epoch, None
+    try:
+        yield
+    finally:
+        model.history, model.stop_training = history, stop_training
+        model._initial_epoch = initial_epoch
+        model.reset_metrics()
+
+
+def _trained_in_ticks(graph, gates) -> set:
+    """Returns the ids of the variables that train in a Tick."""
+    trained = {id(gate) for gate in gates}
+    for call in graph.calls:
+        if isinstance(call.layer, keras.layers.BatchNormalization):
+            trained.update(map(id, call.layer.trainable_variables))
+    for layer in _classifiers(graph):
+        trained.update(map(id, layer.trainable_variables))
+    return trained
+
+
+def _classifiers(graph) -> list:
+    """Returns the last layers with weights before the model's outputs."""
+    maker = {id(x): call for call in graph.calls for x in call.outputs}
+    found, tensors = {}, list(graph.outputs)
+    while tensors:
+        call = maker.pop(id(tensors.pop()), None)
+        if call is None:
+            continue
+        if getattr(call.layer, "trainable_variables", None):
+            found[id(call.layer)] = call.layer
+        else:
+            tensors += call.inputs
+    return list(found.values())

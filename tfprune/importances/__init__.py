@@ -1,0 +1,36 @@
+"""Importances: one score per unit, higher = keep.
+
+An importance is a callable `importance(graph) -> {group name: scores}`, scores being a
+float array of shape `(group.size,)`; `inf` keeps a unit whatever the budget. One that
+needs data also has `reset_state()` and `update_state(model, x, y, sample_weight)`.
+"""
+
+from collections.abc import Callable
+
+from tfprune.importances.fisher import Fisher
+from tfprune.importances.magnitude import Magnitude
+from tfprune.importances.molchanov import Molchanov
+from tfprune.importances.random import Random
+from tfprune.importances.scale import Scale
+from tfprune.importances.taylor import Taylor
+
+__all__ = ["Fisher", "Magnitude", "Molchanov", "Random", "Scale", "Taylor", "get"]
+
+_BY_NAME = {each.__name__.lower(): each for each in map(globals().get, __all__[:-1])}
+
+
+def get(importance: str | Callable) -> Callable:
+    """Returns an importance given by name or as a callable `importance(graph)`."""
+    if isinstance(importance, str) and importance in _BY_NAME:
+        return _BY_NAME[importance]()
+    if callable(importance) and not isinstance(importance, type):
+        return importance
+    raise ValueError(
+        f"`importance` must be one of {sorted(_BY_NAME)} or a callable "
+        f"`importance(graph) -> {{group name: scores}}`. Received: {importance!r}"
+    )
+
+
+def needs_data(importance) -> bool:
+    """Returns whether an importance has to be shown data before it can score."""
+    return callable(getattr(importance, "update_state", None))

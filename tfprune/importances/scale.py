@@ -1,0 +1,50 @@
+"""Scale: batch normalization scales as importance."""
+
+import keras
+import numpy as np
+
+from tfprune.graph import Graph
+from tfprune.graph.gates import gated_members
+from tfprune.importances.members import check_reduction, scores_by_group
+from tfprune.layers import ChannelGate
+
+
+class Scale:
+    """Scores a unit by the absolute scale it is multiplied with.
+
+    This is |gamma| of the batch normalization of the unit, or the gate around it.
+    Training with a sparsity regularizer on the scales makes it meaningful. A unit
+    without a scale scores infinity, so it stays.
+
+    Args:
+        reduction: `"mean"` or `"sum"`, over the layers of a group. Defaults to
+            `"mean"`.
+
+    Returns:
+        When called on a graph: `{group name: float32 array of shape (size,)}`.
+
+    Source: Liu et al., "Learning efficient convolutional networks through network
+    slimming", 2017.
+
+    Example:
+
+    >>> scores = tfprune.importances.Scale()(tfprune.Graph(model))
+    """
+
+    def __init__(self, reduction: str = "mean"):
+        self.reduction = check_reduction(reduction)
+
+    def __call__(self, graph: Graph) -> dict[str, np.ndarray]:
+        members = [m for m in gated_members(graph) if _scale_of(m.layer) is not None]
+        return scores_by_group(
+            graph, members, lambda m: np.abs(_scale_of(m.layer)), self.reduction
+        )
+
+
+def _scale_of(layer) -> np.ndarray | None:
+    """Returns what a layer multiplies its channels with, None if nothing does."""
+    if isinstance(layer, ChannelGate):
+        return layer.scales().numpy()
+    if isinstance(layer, keras.layers.BatchNormalization) and layer.gamma is not None:
+        return layer.gamma.numpy()
+    return None
