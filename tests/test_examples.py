@@ -10,6 +10,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+import tfprune
 from tfprune import reports
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +101,12 @@ def test_quickstart(tmp_path, capsys):
     assert small.count_params() < model.count_params()
     assert (tmp_path / "small" / "saved_model.pb").is_file()
     assert "pruned" in capsys.readouterr().out
+
+
+def test_gate_decorator(capsys):
+    model, small = load("examples/gate_decorator.py").main(8, 4)
+    assert tfprune.cost(small).macs <= 0.4 * tfprune.cost(model).macs
+    assert "small: " in capsys.readouterr().out
 
 
 def test_published_numbers_are_complete():

@@ -30,7 +30,7 @@ class Ticks:
     Args:
         model: compiled model in a `fit`, with its optimizer built.
         graph: its `Graph`.
-        data: batches, as `fit` takes them.
+        data: batches, as `fit` takes them, in the order in which they come.
     """
 
     def __init__(self, model, graph, data):
@@ -73,12 +73,13 @@ class Ticks:
     def run(self, verbose):
         """Runs one Tick; returns its logs. The learning rate is the optimizer's."""
         self.scores.reset()
-        with self._frozen_model(), _nested_fit(self._model):
-            history = self._model.fit(self._data, verbose=verbose)
+        with self.in_tick(), _nested_fit(self._model):
+            history = self._model.fit(self._data, verbose=verbose, shuffle=False)
         return {name: values[-1] for name, values in history.history.items()}
 
     @contextlib.contextmanager
-    def _frozen_model(self):
+    def in_tick(self):
+        """Freezes what stands still in a Tick, and scores gates, in the context."""
         model = self._model
         try:
             for variable in self._frozen:

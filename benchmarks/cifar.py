@@ -1,0 +1,119 @@
+"""CIFAR-10 for benchmarks: images, augmentation, networks, fine-tuning, accuracy."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+HELD_OUT = 5_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Training images, some held out to choose settings on, and the test set."""
+
+    train: tuple
+    held_out: tuple
+    test: tuple
+
+    def batches(self, batch_size, seed, limit=None):
+        """Returns augmented training batches, shuffled anew each time, as a dataset."""
+        images, labels = (array[:limit] for array in self.train)
+        data = tf.data.Dataset.from_tensor_slices((images, labels))
+        data = data.shuffle(len(images), seed=seed)
+        augment = _augmentation(seed)
+        return data.map(augment, tf.data.AUTOTUNE).batch(batch_size).prefetch(2)
+
+
+def load(data_dir):
+    """Returns the images, pixels from 0 to 255."""
+    import tensorflow_datasets as tfds
+
+    (x, y), test = tfds.as_numpy(
+        tfds.load(
+            "cifar10",
+            split=["train", "test"],
+            data_dir=data_dir,
+            download=data_dir is None,
+            batch_size=-1,
+            as_supervised=True,
+        )
+    )
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = x[order], y[order]
+    return Images((x[HELD_OUT:], y[HELD_OUT:]), (x[:HELD_OUT], y[:HELD_OUT]), test)
+
+
+def _augmentation(seed):
+    generator = tf.random.Generator.from_seed(seed)
+
+    def augment(image, label):
+        top, left, flip = tf.unstack(generator.uniform((3,), 0, 9, tf.int32))
+        image = tf.pad(image, [[4, 4], [4, 4], [0, 0]])
+        image = tf.slice(image, [top, left, 0], [32, 32, 3])
+        image = tf.cond(flip % 2 == 0, lambda: image, lambda: image[:, ::-1])
+        return tf.cast(image, tf.float32), label
+
+    return augment
+
+
+def network(models_dir, name):
+    """Returns a trained network by the beginning of its file's name."""
+    paths = sorted(Path(models_dir).glob(f"{name}*.keras"))
+    if not paths:
+        sys.exit(f"left out: no {name}*.keras in {models_dir}")
+    return keras.saving.load_model(paths[0], compile=False)
+
+
+def compiled(model, learning_rate, weight_decay=5e-4):
+    """Compiles a model for SGD with momentum; returns it."""
+    optimizer = keras.optimizers.SGD(
+        learning_rate, momentum=0.9, weight_decay=weight_decay
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=_gives_logits(model))
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    return model
+
+
+def _gives_logits(model):
+    last = model.layers[-1]
+    return getattr(last, "activation", None) is not keras.activations.softmax
+
+
+def accuracy(model, data):
+    """Returns the percentage of images that a compiled model classifies right."""
+    images, labels = data
+    _, share = model.evaluate(
+        images.astype("float32"), labels, batch_size=500, verbose=0
+    )
+    return 100 * share
+
+
+def fine_tune(model, images, steps, peak, batch_size=128, seed=0, watch=None):
+    """Trains for a number of steps, with a learning rate that falls from its peak.
+
+    Args:
+        model: the model, uncompiled.
+        images: the `Images`.
+        steps: int.
+        peak: learning rate at the beginning; it falls to 0 linearly.
+        batch_size: int.
+        seed: int.
+        watch: function called with the share of the steps done, four times.
+    """
+    schedule = keras.optimizers.schedules.PolynomialDecay(peak, max(steps, 1), 0.0)
+    compiled(model, schedule)
+    quarters = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: watch and watch((epoch + 1) / 4)
+    )
+    model.fit(
+        images.batches(batch_size, seed).repeat(),
+        epochs=4,
+        steps_per_epoch=max(1, steps // 4),
+        callbacks=[quarters],
+        verbose=0,
+    )
+    return model
