@@ -40,8 +40,8 @@ class Plan:
 
     flops_reduction: float
     images: int
-    tick_images: int = 4_000
-    tock_images: int = 12_500
+    tick_images: int = 2_500
+    tock_images: int = 6_250
     ticks: int = 4
     rounds: int = 4
     peak: float = 0.03

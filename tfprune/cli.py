@@ -108,7 +108,8 @@ Output = Annotated[
     ),
 ]
 Importance = Annotated[
-    Literal["magnitude", "random"], typer.Option(help="What makes a channel worth it.")
+    Literal["magnitude", "scale", "random"],
+    typer.Option(help="What makes a channel worth it."),
 ]
 Scope = Annotated[
     Literal["global", "uniform"],

@@ -64,7 +64,8 @@ def prune(
 
 def _dead_first(scores: Mapping, alive: Mapping) -> dict:
     """Returns scores with which channels go first that no reader gets anything from."""
-    lowest = min((np.min(each) for each in scores.values()), default=0.0)
+    finite = (np.min(s, initial=0.0, where=np.isfinite(s)) for s in scores.values())
+    lowest = min(finite, default=0.0)
     return {
         name: np.where(alive[name], each, lowest - 1) if name in alive else each
         for name, each in scores.items()

@@ -8,7 +8,7 @@ from keras import layers
 
 import tfprune
 from tfprune import importances
-from tfprune.importances import Magnitude, Random
+from tfprune.importances import Fisher, Magnitude, Molchanov, Random, Scale, Taylor
 
 IMPORTANCES = {
     "magnitude": Magnitude(),
@@ -16,6 +16,12 @@ IMPORTANCES = {
     "magnitude_raw": Magnitude(normalize=False),
     "random": Random(),
     "random_seed": Random(seed=3),
+    "scale": Scale(),
+    "scale_sum": Scale(reduction="sum"),
+    "taylor": Taylor(),
+    "molchanov": Molchanov(),
+    "molchanov_mean": Molchanov(reduction="mean"),
+    "fisher": Fisher(),
 }
 
 
@@ -33,6 +39,11 @@ def test_contract(name, make_residual):
     importance = IMPORTANCES[name]
     model = checker.randomize(make_residual(8))
     graph = tfprune.Graph(model)
+    if importances.needs_data(importance):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss)
+        x = np.random.default_rng(0).normal(size=(6, 8, 8, 3))
+        importance.update_state(model, x.astype("float32"), np.arange(6) % 3)
     scores = importance(graph)
     assert scores.keys() == {group.name for group in graph.groups}
     for group in graph.groups:
