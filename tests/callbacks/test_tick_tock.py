@@ -36,6 +36,23 @@ def model(make_residual):
     return compiled(tfprune.prune_wrap(checker.randomize(make_residual(8))))
 
 
+@pytest.fixture
+def small():
+    """A network of few layers, for tests that train it often."""
+    model = keras.Sequential(
+        [
+            layers.Input((8, 8, 3)),
+            layers.Conv2D(9, 3, use_bias=False, name="a"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Conv2D(8, 3, strides=2, activation="relu", name="b"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3),
+        ]
+    )
+    return compiled(tfprune.prune_wrap(checker.randomize(model)))
+
+
 def compiled(model, optimizer=None, **arguments):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer = optimizer or keras.optimizers.SGD(1e-3, momentum=0.9)
@@ -159,14 +176,19 @@ def test_bad_snapshots(path, points):
 # What trains -------------------------------------------------------------------------
 
 
-def test_a_tick_trains_gates_shifts_and_the_last_layer_only(model, data):
-    model.optimizer.weight_decay = 0.01
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_tick_trains_gates_shifts_and_the_last_layer_only(
+    make_residual, make_vgg, data, biased
+):
+    model = make_vgg((8, 8)) if biased else make_residual(8)
+    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9, weight_decay=0.01)
+    model = compiled(tfprune.prune_wrap(checker.randomize(model)), optimizer)
     callback = Watched(dataset(data), HALF, **QUICK)
     train(model, data, callback)
     gates = [l for l in model.layers if isinstance(l, tfprune.layers.ChannelGate)]
     trained = {id(gate.gate_variable) for gate in gates}
     trained |= {id(g.layer.beta) for g in gates if hasattr(g.layer, "beta")}
-    trained |= {id(v) for v in model.get_layer("logits").trainable_variables}
+    trained |= {id(v) for v in model.layers[-1].trainable_variables}
     statistics = ("moving_mean", "moving_variance")
     for before, after in zip(callback.before, callback.after, strict=True):
         for variable, old, new in zip(model.variables, before, after, strict=True):
@@ -387,14 +409,14 @@ SLOW = {"share": 0.06, "cycle": (3, 2)}
 
 
 @pytest.mark.parametrize("tick", [1, 2, 3, 5])
-def test_stopped_after_any_tick(model, data, tick, tmp_path):
-    model.save(tmp_path / "start.keras")
+def test_stopped_after_any_tick(small, data, tick, tmp_path):
+    small.save(tmp_path / "start.keras")
     whole = keras.models.load_model(tmp_path / "start.keras")
     train(whole, data, TickTock(dataset(data), HALF, **SLOW), epochs=9)
     callback = Saving(dataset(data), HALF, **SLOW)
     callback.stop_at, callback.path = tick, tmp_path / "stopped.keras"
     with pytest.raises(Stop):
-        train(model, data, callback, epochs=9)
+        train(small, data, callback, epochs=9)
     resumed = keras.models.load_model(callback.path)
     epoch = 2 if tick <= 3 else 4
     rest = TickTock(dataset(data), HALF, **SLOW)
@@ -403,8 +425,8 @@ def test_stopped_after_any_tick(model, data, tick, tmp_path):
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3, 6, 8])
-def test_stopped_after_any_epoch(model, data, epoch, tmp_path):
-    model.save(tmp_path / "start.keras")
+def test_stopped_after_any_epoch(small, data, epoch, tmp_path):
+    small.save(tmp_path / "start.keras")
     whole = keras.models.load_model(tmp_path / "start.keras")
     train(whole, data, TickTock(dataset(data), HALF, **SLOW), epochs=9)
 
@@ -415,15 +437,15 @@ def test_stopped_after_any_epoch(model, data, epoch, tmp_path):
                 raise Stop
 
     with pytest.raises(Stop):
-        train(model, data, TickTock(dataset(data), HALF, **SLOW), Save(), epochs=9)
+        train(small, data, TickTock(dataset(data), HALF, **SLOW), Save(), epochs=9)
     resumed = keras.models.load_model(tmp_path / "stopped.keras")
     rest = TickTock(dataset(data), HALF, **SLOW)
     train(resumed, data, rest, epochs=9, initial_epoch=epoch)
     _assert_same(whole, resumed)
 
 
-def test_backup_and_restore(model, data, tmp_path):
-    model.save(tmp_path / "start.keras")
+def test_backup_and_restore(small, data, tmp_path):
+    small.save(tmp_path / "start.keras")
     whole = keras.models.load_model(tmp_path / "start.keras")
     train(whole, data, TickTock(dataset(data), HALF, **SLOW), epochs=7)
     folder = tmp_path / "backup"
@@ -438,7 +460,7 @@ def test_backup_and_restore(model, data, tmp_path):
 
     callbacks = TickTock(dataset(data), HALF, **SLOW), backup(), Fail()
     with pytest.raises(Stop):
-        train(model, data, *callbacks, epochs=7)
+        train(small, data, *callbacks, epochs=7)
     resumed = keras.models.load_model(tmp_path / "start.keras")
     train(resumed, data, TickTock(dataset(data), HALF, **SLOW), backup(), epochs=7)
     _assert_same(whole, resumed)
