@@ -28,8 +28,13 @@ class Images:
         return data.map(augment, tf.data.AUTOTUNE).batch(batch_size).prefetch(2)
 
 
-def load(data_dir):
-    """Returns the images, pixels from 0 to 255."""
+def load(data_dir, hold_out=True):
+    """Returns the images, pixels from 0 to 255.
+
+    Args:
+        data_dir: a directory of TensorFlow Datasets; None downloads.
+        hold_out: whether the images held out are not trained on.
+    """
     import tensorflow_datasets as tfds
 
     (x, y), test = tfds.as_numpy(
@@ -44,7 +49,8 @@ def load(data_dir):
     )
     order = np.random.default_rng(0).permutation(len(x))
     x, y = x[order], y[order]
-    return Images((x[HELD_OUT:], y[HELD_OUT:]), (x[:HELD_OUT], y[:HELD_OUT]), test)
+    first = HELD_OUT if hold_out else 0
+    return Images((x[first:], y[first:]), (x[:HELD_OUT], y[:HELD_OUT]), test)
 
 
 def _augmentation(seed):

@@ -1,4 +1,4 @@
-"""Gate Decorator with Tick-Tock: a network on scikit-learn's digits loses 60 % FLOPs."""
+"""Gate Decorator with Tick-Tock: a network for scikit-learn's digits loses 60 %."""
 
 import keras
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Tick-Tock inside `fit`: what trains when, what is scored, what is closed, resuming."""
+"""Tick-Tock in `fit`: what trains when, what is scored, what is closed, resuming."""
 
 import contextlib
 import subprocess
@@ -185,7 +185,9 @@ def test_a_tick_trains_gates_shifts_and_the_last_layer_only(
     model = compiled(tfprune.prune_wrap(checker.randomize(model)), optimizer)
     callback = Watched(dataset(data), HALF, **QUICK)
     train(model, data, callback)
-    gates = [l for l in model.layers if isinstance(l, tfprune.layers.ChannelGate)]
+    gates = [
+        each for each in model.layers if isinstance(each, tfprune.layers.ChannelGate)
+    ]
     trained = {id(gate.gate_variable) for gate in gates}
     trained |= {id(g.layer.beta) for g in gates if hasattr(g.layer, "beta")}
     trained |= {id(v) for v in model.layers[-1].trainable_variables}
@@ -265,7 +267,9 @@ def test_the_l1_term_acts_in_tocks_until_the_budget_is_met(model, data):
 
     class Terms(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            gates = [l for l in self.model.layers if hasattr(l, "gate_variable")]
+            gates = [
+                each for each in self.model.layers if hasattr(each, "gate_variable")
+            ]
             norm = sum(float(abs(g.gate_variable.numpy()).sum()) for g in gates)
             terms.append(float(sum(self.model.losses)) / norm if norm else 0)
 
@@ -487,7 +491,7 @@ def test_the_model_is_left_as_plain_as_it_was(model, data, tmp_path):
     train(model, data, epochs=1)
     assert all(
         not np.array_equal(a, b)
-        for a, b in zip(before, values(model.trainable_variables))
+        for a, b in zip(before, values(model.trainable_variables), strict=True)
     )
 
 
@@ -604,6 +608,8 @@ def test_models_and_runs_that_are_refused(model, data, make_residual):
     steps = dataset(data).filter(lambda x, y: True)
     with pytest.raises(ValueError, match="how many steps"):
         model.fit(steps, epochs=2, verbose=0, callbacks=[callback])
+    with pytest.raises(ValueError, match="more than 10 epochs"):
+        train(model, data, TickTock(dataset(data), HALF), epochs=10)
     budget = Budget(flops_reduction=0.5, max_sparsity=0.1)
     with pytest.raises(ValueError, match="at most"):
         train(model, data, TickTock(dataset(data), budget, **QUICK))
@@ -616,11 +622,9 @@ def test_a_loss_that_is_not_finite_is_said(model, data):
         train(model, data, callback)
 
 
-# Several devices -----------------------------------------------------------------------
+# Several devices ---------------------------------------------------------------------
 
 MIRRORED = """
-import sys
-sys.path.insert(0, "tests")
 import keras, numpy as np, tensorflow as tf, tfprune
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(

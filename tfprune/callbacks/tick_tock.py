@@ -41,16 +41,16 @@ class TickTock(BudgetedCallback):
             run.
         cycle: `(ticks, tock_epochs)`: Ticks after each Tock, and epochs of a Tock.
             Defaults to the paper's `(10, 10)`.
-        learning_rates: `(lowest, highest)`. None leaves the optimizer's alone; else it
-            is left at the lowest. Defaults to the paper's `(1e-3, 1e-2)`, for SGD with momentum.
+        learning_rates: `(lowest, highest)`. None leaves the optimizer's alone.
+            Defaults to the paper's `(1e-3, 1e-2)`, for SGD with momentum.
         gate_l1: strength of the L1 term on the gates in Tocks. Defaults to 1e-3.
         reduction: `"sum"` or `"mean"`: how the scores of the layers of a group make
             one. Defaults to `"sum"`.
 
     Raises:
         ValueError: when training begins, if the model has no gates, the budget is out
-            of reach, the number of steps is not known, or the optimizer clips,
-            averages or accumulates gradients.
+            of reach, the number of steps is not known, there is no epoch after the
+            first Tock, or the optimizer clips, averages or accumulates gradients.
 
     Source: You et al., "Gate Decorator: global filter pruning method for accelerating
     deep convolutional neural networks", 2019, algorithm 1.
@@ -93,12 +93,7 @@ class TickTock(BudgetedCallback):
         self.read_model()
         self.check_gates([group.name for group in self.graph.groups])
         self._check_optimizer()
-        if not self.params["steps"]:
-            raise ValueError(
-                "`TickTock` has to know how many steps an epoch has. Received: data of "
-                "unknown length. Pass `steps_per_epoch`, or use "
-                "`dataset.apply(tf.data.experimental.assert_cardinality(batches))`."
-            )
+        self._check_length()
         if not self.model.optimizer.built:
             # On all variables, before some of them are frozen.
             self.model.optimizer.build(self.model.trainable_variables)
@@ -235,9 +230,9 @@ class TickTock(BudgetedCallback):
             return
         if not 0 <= done <= due or (not is_met and done < due - ticks):
             warnings.warn(
-                f"The optimizer's steps do not tell how many Ticks were run before "
-                f"epoch {epoch}: training goes on as if all {due} had been. Resume with "
-                "the optimizer's state, one that was new at epoch 0.",
+                "The optimizer's steps do not tell how many Ticks were run before "
+                f"epoch {epoch}: training goes on as if all {due} had been. Resume "
+                "with the optimizer's state, one that was new at epoch 0.",
                 stacklevel=2,
             )
             self._num_ticks = due
@@ -322,6 +317,21 @@ class TickTock(BudgetedCallback):
                 "pass `learning_rates=None`."
             )
         training.check_strategy(self.model)
+
+    def _check_length(self):
+        if not self.params["steps"]:
+            raise ValueError(
+                "`TickTock` has to know how many steps an epoch has. Received: data of "
+                "unknown length. Pass `steps_per_epoch`, or use "
+                "`dataset.apply(tf.data.experimental.assert_cardinality(batches))`."
+            )
+        if self.params["epochs"] <= self.cycle[1]:
+            raise ValueError(
+                "`TickTock` runs Ticks after each Tock but the last, and there is one "
+                f"Tock only. Received: fit(epochs={self.params['epochs']}), cycle="
+                f"{self.cycle}. Train for more than {self.cycle[1]} epochs, or shorten "
+                "the Tocks: `cycle=(ticks, tock_epochs)`."
+            )
 
     def _check_reachable(self):
         scores = {
