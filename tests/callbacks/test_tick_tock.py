@@ -543,7 +543,11 @@ def test_jit_compile(model, data):
 
 def test_mobilenet_v2(data):
     base = keras.applications.MobileNetV2(
-        input_shape=(32, 32, 3), alpha=0.35, weights=None, classes=3
+        input_shape=(32, 32, 3),
+        alpha=0.35,
+        weights=None,
+        classes=3,
+        classifier_activation=None,
     )
     model = compiled(tfprune.prune_wrap(checker.randomize(base, size=32)))
     x = np.repeat(np.repeat(data[0], 4, 1), 4, 2)[:8]

@@ -16,7 +16,14 @@ from tfprune.importances.taylor import Taylor
 
 __all__ = ["Fisher", "Magnitude", "Molchanov", "Random", "Scale", "Taylor", "get"]
 
-_BY_NAME = {each.__name__.lower(): each for each in map(globals().get, __all__[:-1])}
+_BY_NAME = {
+    "fisher": Fisher,
+    "magnitude": Magnitude,
+    "molchanov": Molchanov,
+    "random": Random,
+    "scale": Scale,
+    "taylor": Taylor,
+}
 
 
 def get(importance: str | Callable) -> Callable:
