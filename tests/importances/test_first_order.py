@@ -63,8 +63,9 @@ def test_taylor_is_gate_times_gradient_on_any_normalized_model():
     np.testing.assert_allclose(scores["a"], expected, rtol=1e-4, atol=1e-8)
 
 
-def test_taylor_is_weight_times_gradient_on_layers_without_normalization():
-    model = plain()
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_taylor_is_weight_times_gradient_without_normalization(activation):
+    model = plain(activation)
     layer, x, y = model.get_layer("b"), *data()
     dkernel, dbias = gradients(model, x, y, [layer.kernel, layer.bias])
     products = (layer.kernel.numpy() * dkernel).sum((0, 1, 2))
@@ -346,6 +347,15 @@ def test_scale_is_gamma():
     gated.get_layer("bn").output_mask.mask.assign(mask)
     scores = Scale()(tfprune.Graph(gated))
     np.testing.assert_allclose(scores["a"], gamma * mask, rtol=1e-6)
+
+
+def test_scale_is_gamma_also_where_a_gate_leaves_it_in_place():
+    model = plain()
+    bn = model.get_layer("bn")
+    bn.gamma.assign([0.01, 0.02, 0.0, 1.0, 2.0, 3.0])
+    bn.beta.assign([5.0] * 6)
+    scores = Scale()(tfprune.Graph(tfprune.prune_wrap(model)))
+    np.testing.assert_allclose(scores["a"], bn.gamma.numpy(), rtol=1e-6)
 
 
 def test_scale_keeps_what_has_no_scale():
