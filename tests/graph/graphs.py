@@ -436,7 +436,8 @@ class Volumes(Grower):
         return layers.ConvLSTM2D(4, 3, padding="same", return_sequences=True)(x)
 
     def add_pool(self, x):
-        return layers.AveragePooling3D(2, 1, "same")(x)
+        # TensorFlow averages volumes in single precision only.
+        return layers.MaxPooling3D(2, 1, "same")(x)
 
 
 KINDS = (Images, Images, Sequences, Vectors, Volumes)

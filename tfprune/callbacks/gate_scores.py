@@ -76,7 +76,7 @@ class GateScores:
                 f"The gradients of the gate of {member.path!r} are not finite: the "
                 "loss is NaN or infinite. Lower the learning rate."
             )
-        return score * member.layer.output_mask.mask.numpy()
+        return score
 
     def _key(self, variable):
         # Keras's own way to know a variable again, on several devices, too.

@@ -107,13 +107,11 @@ class Ticks:
 @contextlib.contextmanager
 def _nested_fit(model):
     """Lets a callback call `fit` on the model that is being trained."""
-    history, stop_training = model.history, model.stop_training
     # Keras lets a backup say at which epoch the `fit` after it begins.
     initial_epoch, model._initial_epoch = model._initial_epoch, None
     try:
         yield
     finally:
-        model.history, model.stop_training = history, stop_training
         model._initial_epoch = initial_epoch
         model.reset_metrics()
 
