@@ -37,14 +37,14 @@ def main(width=32, epochs=12):
     )
     train = tf.data.Dataset.from_tensor_slices((train_x, train_y))
     train = train.shuffle(2000, seed=0).batch(64)
-    model = compiled(build(width), 0.05)
+    model = compiled(build(width), 0.01)
     model.fit(train, epochs=epochs)
 
     gated = compiled(tfprune.prune_wrap(model), 1e-3)
     budget = tfprune.Budget(flops_reduction=0.6, max_sparsity=0.9)
     tick_tock = tfprune.callbacks.TickTock(train, budget, cycle=(5, 1))
     gated.fit(train, epochs=epochs, callbacks=[tick_tock])
-    small = compiled(tfprune.compact(gated), 1e-2)
+    small = compiled(tfprune.compact(gated), 2e-3)
     small.fit(train, epochs=epochs // 2)
 
     for name, each in (("dense", model), ("small", small)):
