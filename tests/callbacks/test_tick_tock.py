@@ -619,6 +619,15 @@ def test_models_and_runs_that_are_refused(model, data, make_residual):
         train(model, data, TickTock(dataset(data), budget, **QUICK))
 
 
+def test_a_frozen_gate_is_refused_before_training(model, data):
+    model.get_layer("block1_a_bn").trainable = False
+    compiled(model)
+    before = values(model.variables)
+    with pytest.raises(ValueError, match="frozen gate on 'block1_a_bn'"):
+        train(model, data, TickTock(dataset(data), HALF, **QUICK))
+    assert all(map(np.array_equal, before, values(model.variables)))
+
+
 def test_a_loss_that_is_not_finite_is_said(model, data):
     broken = np.where(np.arange(24)[:, None, None, None] == 5, np.nan, data[0])
     callback = TickTock(dataset((broken, data[1])), HALF, **QUICK)

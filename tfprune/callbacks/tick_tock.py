@@ -98,6 +98,7 @@ class TickTock(BudgetedCallback):
             # On all variables, before some of them are frozen.
             self.model.optimizer.build(self.model.trainable_variables)
         self._ticks = Ticks(self.model, self.graph, self.tick_data)
+        self._check_trainable()
         self._counts = self._count_members()
         self._share = self._planned_share() if self.share is None else self.share
         self._check_reachable()
@@ -317,6 +318,16 @@ class TickTock(BudgetedCallback):
                 "pass `learning_rates=None`."
             )
         training.check_strategy(self.model)
+
+    def _check_trainable(self):
+        trained = {id(variable) for variable in self.model.trainable_variables}
+        for member in self._ticks.members:
+            if id(member.layer.gate_variable) not in trained:
+                raise ValueError(
+                    "`TickTock` scores gates by their gradients, so all have to train. "
+                    f"Received: a frozen gate on {member.path!r}. Set `trainable = "
+                    "True` on that layer and compile again."
+                )
 
     def _check_length(self):
         if not self.params["steps"]:
