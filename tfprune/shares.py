@@ -8,7 +8,12 @@ from tfprune.selection import Budget, most_removed
 
 
 def remove_share(
-    graph: Graph, masks: Masks, scores: dict, counts: dict, share: float | int, budget
+    graph: Graph,
+    masks: Masks,
+    scores: dict,
+    counts: dict,
+    share: float | int,
+    budget: Budget,
 ) -> Masks:
     """Returns masks that keep less: the weakest share of the filters left goes.
 

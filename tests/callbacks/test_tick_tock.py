@@ -129,16 +129,25 @@ def test_floors_hold(model, data):
     assert all(mask.mean() >= 0.4 for mask in masks.values())
 
 
-def test_a_share_of_its_own_meets_the_budget(model, data):
-    callback = Watched(dataset(data), HALF, cycle=(3, 1))
-    train(model, data, callback, epochs=8)
-    assert reduction(model) >= 0.5
-    assert 2 <= len(callback.logs) <= 15
+@pytest.mark.parametrize("target", ["flops_reduction", "sparsity"])
+def test_without_a_share_ticks_meet_the_budget_halfway_in_even_steps(
+    model, data, target
+):
+    budget = Budget(**{target: 0.5})
+    callback = Watched(dataset(data), budget, cycle=(3, 1))
+    history = train(model, data, callback, epochs=4).history
+    removed = [logs[target] for _, logs in callback.logs]
+    goals = [1 - 0.5 ** (tick / 6) for tick in range(1, 7)]
+    assert len(removed) == 6
+    assert all(
+        goal <= each < goal + 0.1 for goal, each in zip(goals, removed, strict=True)
+    )
+    assert history["ticks"] == [3, 6, 6, 6]
 
 
 def test_a_budget_that_is_not_met_is_said(model, data):
     callback = TickTock(dataset(data), HALF, share=0.02, cycle=(1, 1))
-    with pytest.warns(UserWarning, match="It ran 1 Ticks of share 0.02"):
+    with pytest.warns(UserWarning, match="It ran 1 Ticks; a Tick closes 0.02"):
         train(model, data, callback, epochs=2)
 
 

@@ -37,8 +37,9 @@ class TickTock(BudgetedCallback):
         budget: a `tfprune.Budget`: how much to remove. Its `max_sparsity` and
             `min_channels` hold in every group; `multiple_of` must be 1.
         share: float: fraction of the filters left that one Tick closes. The paper takes
-            0.002 to 0.005. None takes what should meet the budget halfway through the
-            run.
+            0.002 to 0.005. None lets each Tick close as many as it takes to come
+            nearer to the budget by the same factor, so that it is met halfway through
+            the run.
         cycle: `(ticks, tock_epochs)`: Ticks after each Tock, and epochs of a Tock.
             Defaults to the paper's `(10, 10)`.
         learning_rates: `(lowest, highest)`. None leaves the optimizer's alone.
@@ -100,7 +101,6 @@ class TickTock(BudgetedCallback):
         self._ticks = Ticks(self.model, self.graph, self.tick_data)
         self._check_trainable()
         self._counts = self._count_members()
-        self._share = self._planned_share() if self.share is None else self.share
         self._check_reachable()
         self._ticks.begin()
         self._num_ticks = None
@@ -128,7 +128,7 @@ class TickTock(BudgetedCallback):
     def on_train_end(self, logs=None):
         self._ticks.end()
         self.warn_unless_met(
-            f"It ran {self._num_ticks or 0} Ticks of share {self._share:.4g}.",
+            f"It ran {self._num_ticks or 0} Ticks; {self._pace()}.",
             "Train longer, or raise `share` or the Ticks of `cycle`.",
         )
 
@@ -147,7 +147,7 @@ class TickTock(BudgetedCallback):
         lines = [
             f"TickTock: {rounds} times {ticks} Ticks of {self._tick_steps} steps, "
             f"each after a Tock of {epochs} epochs, until the budget is met",
-            f"  a Tick closes {self._share:.4g} of {self._num_filters()} filters",
+            f"  {self._num_filters()} filters; {self._pace()}",
             f"  target: {self.budget}",
         ]
         skipped = self.graph.skipped.items()
@@ -171,7 +171,7 @@ class TickTock(BudgetedCallback):
             self.on_tick_end(self._num_ticks, logs)
 
     def _close(self):
-        """Closes the gates that scored least; of the last ones no more than needed."""
+        """Closes the gates that scored least, and no more than this Tick has to."""
         before = self.masks()
         scores = self._ticks.scores.by_group(self.graph, self.reduction)
 
@@ -180,12 +180,13 @@ class TickTock(BudgetedCallback):
                 self.graph, before, scores, self._counts, share, self.budget
             )
 
-        masks = after(self._share)
-        if self.meets(self.budget, masks):
-            low, high = -2, int(self._share * self._num_filters())
+        budget, most = self._aim()
+        masks = after(most)
+        if self.meets(budget, masks):
+            low, high = -2, most
             while high - low > 1:
                 middle = (low + high) // 2
-                if self.meets(self.budget, after(middle)):
+                if self.meets(budget, after(middle)):
                     high = middle
                 else:
                     low = middle
@@ -193,6 +194,25 @@ class TickTock(BudgetedCallback):
         self.set_masks(masks)
         if self.meets(self.budget):
             self._met_at = self._epoch
+
+    def _aim(self):
+        """Returns the budget of the next Tick, and the most filters that it closes."""
+        if self.share is not None:
+            return self.budget, int(self.share * self._num_filters())
+        done = min(1, (self._num_ticks + 1) / self._planned_ticks())
+        target = self.budget.target[1]
+        goal = 1 - (1 - target) ** done
+        return self.budget.scaled(goal / target), self._num_filters()
+
+    def _planned_ticks(self):
+        """Returns the Ticks in the first half of the run."""
+        ticks, tock_epochs = self.cycle
+        return ticks * max(1, math.ceil(self.params["epochs"] / tock_epochs / 2))
+
+    def _pace(self):
+        if self.share is None:
+            return f"{self._planned_ticks()} Ticks in even steps meet the budget"
+        return f"a Tick closes {self.share:.4g} of those left"
 
     def _count_members(self):
         counts = np.zeros(self.graph.num_units + 1, np.int64)
@@ -203,15 +223,6 @@ class TickTock(BudgetedCallback):
     def _num_filters(self):
         masks = self.masks()
         return int(sum(self._counts[name][masks[name]].sum() for name in masks))
-
-    def _planned_share(self):
-        """Returns the share with which the budget should be met halfway."""
-        ticks, tock_epochs = self.cycle
-        rounds = max(1, math.ceil(self.params["epochs"] / tock_epochs / 2))
-        name, target = self.budget.target
-        # Work goes with the square of the width: both ends of a kernel get narrower.
-        power = 1 if name == "sparsity" else 2
-        return 1 - (1 - target) ** (1 / (power * rounds * ticks))
 
     # Where training is -------------------------------------------------------------
 
