@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tfprune"
 FLOORS = {
-    0: ("masks", "schedules", "straight_through"),
+    0: ("masks", "schedules", "straight_through", "thresholds"),
     1: ("regularizers", "constraints", "optimizers", "layers"),
     2: ("graph", "costs"),
     3: ("importances", "selection", "shares", "surgery"),

@@ -1,6 +1,14 @@
 """tfprune: pruning for Keras 3 that makes models really smaller and really faster."""
 
-from tfprune import callbacks, constraints, importances, layers, schedules
+from tfprune import (
+    callbacks,
+    constraints,
+    importances,
+    layers,
+    regularizers,
+    schedules,
+    thresholds,
+)
 from tfprune.benchmarking import benchmark
 from tfprune.costs import cost
 from tfprune.exporting import export
@@ -8,7 +16,14 @@ from tfprune.graph import Graph, Group, register_rule
 from tfprune.masks import Masks
 from tfprune.pruning import prune
 from tfprune.selection import Budget, select
-from tfprune.surgery import apply_masks, compact, prune_wrap, read_masks, strip
+from tfprune.surgery import (
+    apply_masks,
+    compact,
+    prune_wrap,
+    read_masks,
+    regularize,
+    strip,
+)
 
 __version__ = "0.1.0"
 
@@ -30,7 +45,10 @@ __all__ = [
     "prune_wrap",
     "read_masks",
     "register_rule",
+    "regularize",
+    "regularizers",
     "schedules",
     "select",
     "strip",
+    "thresholds",
 ]

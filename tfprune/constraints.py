@@ -1,4 +1,4 @@
-"""Constraints: what holds pruned weights at zero while training goes on."""
+"""Constraints: what holds weights at zero, or scales in range, in training."""
 
 import keras
 import numpy as np
@@ -43,7 +43,46 @@ class ZeroSlices(keras.constraints.Constraint):
     def get_config(self):
         return {
             "dropped": {str(axis): i for axis, i in self.dropped.items()},
-            "constraint": keras.constraints.serialize(self.constraint)
-            if self.constraint
-            else None,
+            "constraint": _serialize(self.constraint),
         }
+
+
+@keras.saving.register_keras_serializable("tfprune")
+class Clip(keras.constraints.Constraint):
+    """Holds every entry of a variable in an interval.
+
+    Args:
+        lower: float. Defaults to 0.
+        upper: float. Defaults to 1.
+        constraint: the variable's own constraint, applied first. Defaults to None.
+
+    Example:
+
+    >>> tfprune.constraints.Clip(0.0, 1.0)(np.array([-0.5, 0.5, 1.5])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+
+    def __init__(self, lower=0.0, upper=1.0, constraint=None):
+        if not lower < upper:
+            raise ValueError(
+                "`lower` must be below `upper`. Received: "
+                f"lower={lower!r}, upper={upper!r}"
+            )
+        self.lower, self.upper = float(lower), float(upper)
+        self.constraint = keras.constraints.get(constraint)
+
+    def __call__(self, w):
+        if self.constraint is not None:
+            w = self.constraint(w)
+        return ops.clip(w, self.lower, self.upper)
+
+    def get_config(self):
+        return {
+            "lower": self.lower,
+            "upper": self.upper,
+            "constraint": _serialize(self.constraint),
+        }
+
+
+def _serialize(constraint):
+    return keras.constraints.serialize(constraint) if constraint else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tfprune import importances
+from tfprune import importances, thresholds
 from tfprune.costs import Counter
 from tfprune.graph import Graph
 from tfprune.masks import Masks
@@ -103,7 +103,7 @@ def select(
     graph: Graph,
     importance: str | Callable = "magnitude",
     budget: Budget | None = None,
-    threshold: float | None = None,
+    threshold: float | str | Callable | None = None,
     scope: str | Mapping = "global",
 ) -> Masks:
     """Chooses the units that stay.
@@ -112,9 +112,12 @@ def select(
         graph: the `Graph` of the model.
         importance: name or callable `importance(graph) -> {group name: scores}`.
         budget: `Budget`, met as a floor on what is removed.
-        threshold: float; units with a score at or below it go, as far as
-            `min_channels=1` allows. Exactly one of budget and threshold is given;
-            a `scope` of fractions may stand alone.
+        threshold: float; units with a score at or below it go, but for the best of
+            each group. Or a rule of `tfprune.thresholds`, `"valley"` and `"margin"`
+            by name, that finds one for every layer's scores (with an importance that
+            has no scores of layers, every group's): a unit goes when it is at or
+            below in every layer of its group. Exactly one of budget and threshold is
+            given; a `scope` of fractions may stand alone.
         scope: `"global"` ranks all units together; `"uniform"` removes the same
             fraction of every group; `{path pattern: fraction}` removes that fraction
             of the groups that match (the first pattern counts, others stay whole),
@@ -147,7 +150,15 @@ def select(
             '`scope` must be "global", "uniform" or {path pattern: fraction}. '
             f"Received: scope={scope!r}"
         )
-    scores = _checked_scores(graph, importances.get(importance)(graph))
+    importance = importances.get(importance)
+    is_rule = isinstance(threshold, str) or callable(threshold)
+    if is_rule and hasattr(importance, "by_layer"):
+        return _select_by_rule(graph, importance.by_layer(graph), threshold)
+    scores = _checked_scores(graph, importance(graph))
+    if is_rule:
+        groups = zip(graph.groups, graph.members, strict=True)
+        layers = {g.name: (units, scores[g.name]) for g, units in groups}
+        return _select_by_rule(graph, layers, threshold)
     if threshold is not None:
         return _select_above(graph, scores, threshold)
     budget = budget or Budget()
@@ -193,6 +204,29 @@ def _select_above(graph: Graph, scores, threshold: float) -> Masks:
         masks[group.name] = (score > threshold) | (
             np.arange(group.size) == score.argmax()
         )
+    return Masks(masks)
+
+
+def _select_by_rule(graph: Graph, layers: Mapping, rule) -> Masks:
+    """Keeps the units that lie above the threshold of one of their layers.
+
+    Args:
+        graph: the `Graph`.
+        layers: `{layer path: (units, scores)}`. Units in none of them stay.
+        rule: name or callable of `tfprune.thresholds`.
+    """
+    scores = {
+        path: np.asarray(each)[np.isfinite(each)] for path, (_, each) in layers.items()
+    }
+    found = thresholds.get(rule)(scores)
+    above = np.full(graph.num_units + 1, -np.inf)
+    for path, (units, each) in layers.items():
+        np.maximum.at(above, units, np.asarray(each, np.float64) - found[path])
+    above[np.isneginf(above)] = np.inf
+    masks = {}
+    for group, units in zip(graph.groups, graph.members, strict=True):
+        own = above[units]
+        masks[group.name] = (own > 0) | (np.arange(group.size) == own.argmax())
     return Masks(masks)
 
 

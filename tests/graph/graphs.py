@@ -413,7 +413,10 @@ class Vectors(Grower):
 
 
 class Volumes(Grower):
-    """Networks of three-dimensional convolutions."""
+    """Networks of three-dimensional convolutions.
+
+    TensorFlow pools volumes in single precision only, so these do not.
+    """
 
     places = (3, 4, 4)
     most = 16
@@ -434,10 +437,6 @@ class Volumes(Grower):
 
     def add_recurrent_convolution(self, x):
         return layers.ConvLSTM2D(4, 3, padding="same", return_sequences=True)(x)
-
-    def add_pool(self, x):
-        # TensorFlow averages volumes in single precision only.
-        return layers.MaxPooling3D(2, 1, "same")(x)
 
 
 KINDS = (Images, Images, Sequences, Vectors, Volumes)

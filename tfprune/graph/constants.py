@@ -48,7 +48,7 @@ def values_of(read, known: dict) -> np.ndarray:
 
 def exposed(graph: Graph, read, known: dict) -> np.ndarray:
     """Returns which channels of a read tensor reach the kernel as more than zero."""
-    prunable = graph.units(read.x.labels[read.x_axis]) < graph.num_units
+    prunable = graph.prunable(read.x.labels[read.x_axis])
     return prunable & (values_of(read, known) != 0)
 
 

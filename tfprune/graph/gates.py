@@ -108,7 +108,7 @@ class GatePlaces:
         self.inputs = {k: v for k, v in self.inputs.items() if k in chosen}
 
     def _prunable(self, labels) -> np.ndarray:
-        return self._graph.units(labels) < self._graph.num_units
+        return self._graph.prunable(labels)
 
     def _gate_output(self, call) -> bool:
         out = call.outputs[0]

@@ -91,6 +91,10 @@ class Graph:
         """Returns the unit number of each label; `num_units` where it is kept."""
         return self._unit_of_atom[labels]
 
+    def prunable(self, labels: np.ndarray) -> np.ndarray:
+        """Returns which labels are of units that may go."""
+        return self.units(labels) < self.num_units
+
     def _signatures(self) -> np.ndarray:
         """Returns one number per unit, equal where units touch the same places.
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tfprune.graph import Graph
-from tfprune.graph.gates import gated_members
+from tfprune.graph.scales import Roles, scaled_members
 from tfprune.importances.members import check_reduction, scores_by_group
 from tfprune.layers import ChannelGate
 
@@ -35,10 +35,29 @@ class Scale:
         self.reduction = check_reduction(reduction)
 
     def __call__(self, graph: Graph) -> dict[str, np.ndarray]:
-        members = [m for m in gated_members(graph) if _scale_of(m.layer) is not None]
-        return scores_by_group(
-            graph, members, lambda m: np.abs(_scale_of(m.layer)), self.reduction
-        )
+        return scores_by_group(graph, _members(graph), _size, self.reduction)
+
+    def by_layer(self, graph: Graph) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Returns `{layer path: (units, scores)}`, for rules that look at layers.
+
+        Normalizations of depthwise convolutions are left out: their channels follow
+        the layer before.
+        """
+        roles = Roles(graph)
+        return {
+            member.path: (graph.units(member.labels), _size(member))
+            for member in _members(graph)
+            if not roles.is_depthwise(member.path)
+        }
+
+
+def _members(graph: Graph) -> list:
+    members = scaled_members(graph)
+    return [member for member in members if _scale_of(member.layer) is not None]
+
+
+def _size(member) -> np.ndarray:
+    return np.abs(_scale_of(member.layer))
 
 
 def _scale_of(layer) -> np.ndarray | None:

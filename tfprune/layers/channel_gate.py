@@ -75,6 +75,9 @@ class ChannelGate(SwapWrapper):
         input_masks: `{"attribute:axis": ChannelMask}`: masks on kernel axes that read
             channels which something in between made non-zero, such as
             `{"_kernel:0": mask}` on a Dense. These work on layers of any type.
+        gate_regularizer: regularizer of the gate of a layer without a scale of its
+            own.
+        gate_constraint: constraint of the gate of such a layer.
 
     Source: You et al., "Gate Decorator", 2019, section 3.1.
 
@@ -85,13 +88,23 @@ class ChannelGate(SwapWrapper):
     ```
     """
 
-    def __init__(self, layer, mask=None, input_masks=None, **kwargs):
+    def __init__(
+        self,
+        layer,
+        mask=None,
+        input_masks=None,
+        gate_regularizer=None,
+        gate_constraint=None,
+        **kwargs,
+    ):
         if mask is not False and not isinstance(layer, GATED_TYPES):
             names = ", ".join(each.__name__ for each in GATED_TYPES)
             raise ValueError(
                 f"`layer` must be one of {names}, or `mask` False. Received: {layer!r} "
                 f"(of type {type(layer).__name__})"
             )
+        self.gate_regularizer = keras.regularizers.get(gate_regularizer)
+        self.gate_constraint = keras.constraints.get(gate_constraint)
         input_masks = input_masks or {}
         self._places = tuple(input_masks)
         # Keras adopts layers in `build` only, which may run at once or later.
@@ -113,7 +126,12 @@ class ChannelGate(SwapWrapper):
         settings = {"shape": (self.num_channels,), "autocast": False}
         settings["initializer"] = "ones"
         if self._scale is None:
-            self.gate = self.add_weight(name="gate", **settings)
+            self.gate = self.add_weight(
+                name="gate",
+                regularizer=self.gate_regularizer,
+                constraint=self.gate_constraint,
+                **settings,
+            )
         else:
             self.base = self.add_weight(name="base", trainable=False, **settings)
             self._take_over_scale()
@@ -197,6 +215,8 @@ class ChannelGate(SwapWrapper):
                 place: _serialize_shared(mask)
                 for place, mask in zip(self._places, self.input_masks, strict=True)
             },
+            "gate_regularizer": keras.regularizers.serialize(self.gate_regularizer),
+            "gate_constraint": keras.constraints.serialize(self.gate_constraint),
         }
 
     @classmethod

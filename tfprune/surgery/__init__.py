@@ -2,6 +2,7 @@
 
 from tfprune.surgery.compact import compact
 from tfprune.surgery.mask import apply_masks, read_masks, set_masks
+from tfprune.surgery.regularize import regularize
 from tfprune.surgery.wrap import has_gates, prune_wrap, strip
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "has_gates",
     "prune_wrap",
     "read_masks",
+    "regularize",
     "set_masks",
     "strip",
 ]

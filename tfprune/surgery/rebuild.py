@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from tfprune.constraints import ZeroSlices
+from tfprune.constraints import Clip, ZeroSlices
 from tfprune.graph.following import OwnWeight, as_one_input
 from tfprune.graph.nodes import (
     Functional,
@@ -22,6 +22,10 @@ from tfprune.graph.nodes import (
     tree,
 )
 from tfprune.graph.subclassed import as_recorded
+from tfprune.regularizers import Share
+
+# What tfprune sets on layers, and where each keeps what the layer had before.
+_ADDED = {ZeroSlices: "constraint", Clip: "constraint", Share: "regularizer"}
 
 
 class Rebuilder:
@@ -179,7 +183,7 @@ def copy_operation_like(operation, settings: dict | None = None, plain: bool = F
     Args:
         operation: layer or operation.
         settings: constructor arguments that differ.
-        plain: whether constraints that tfprune has set are left out.
+        plain: whether constraints and regularizers that tfprune has set are left out.
     """
     settings = settings or {}
     if isinstance(operation, OwnWeight):
@@ -223,8 +227,8 @@ def _lean_arguments(layer, config: dict, plain: bool) -> dict:
         # As an object it needs no name that Keras can look up again.
         arguments["activation"] = activation
     for name in config:
-        if plain and isinstance(own.get(name), ZeroSlices):
-            arguments[name] = own[name].constraint
+        if plain and isinstance(own.get(name), tuple(_ADDED)):
+            arguments[name] = getattr(own[name], _ADDED[type(own[name])])
     return arguments
 
 

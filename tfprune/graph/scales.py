@@ -1,0 +1,177 @@
+"""The scale factors of a model, and which of them a sparsity regularizer acts on."""
+
+import keras
+import numpy as np
+
+from tfprune.graph.gates import GatePlaces, Member
+from tfprune.graph.graph import Graph
+from tfprune.layers import ChannelGate
+
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_PASSING = ("Dropout", "Identity", "SpatialDropout1D", "SpatialDropout2D")
+
+
+def scale_variable(layer):
+    """Returns the trainable scale of a layer's output channels, None if it has none."""
+    if isinstance(layer, ChannelGate):
+        return None if layer.output_mask is None else layer.gate_variable
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer.gamma
+    return None
+
+
+def scaled_members(graph: Graph) -> list[Member]:
+    """Returns the layers at which prunable channels have a scale, or would get one.
+
+    Those are the layers with gates, every BatchNormalization of prunable channels, and
+    layers that no normalization follows.
+    """
+    places, found = GatePlaces(graph).outputs, {}
+    for call in graph.calls:
+        operation = call.operation
+        is_gate = isinstance(operation, ChannelGate) and operation.output_mask
+        if not (is_gate or id(operation) in places) or len(call.outputs) != 1:
+            continue
+        axis = call.outputs[0].channel_axis
+        if axis is not None:
+            labels = call.outputs[0].labels[axis]
+            found.setdefault(id(operation), Member(call.path, operation, labels, axis))
+    return list(found.values())
+
+
+class Roles:
+    """What the layers with scales are in their network, by its structure alone.
+
+    Args:
+        graph: the `Graph`.
+    """
+
+    def __init__(self, graph: Graph):
+        self._calls = list(graph.calls)
+        self._maker = {id(x): call for call in self._calls for x in call.outputs}
+        self._readers: dict[int, list] = {}
+        for call in self._calls:
+            for x in call.inputs:
+                self._readers.setdefault(id(x), []).append(call)
+        self._first = {}
+        for call in self._calls:
+            self._first.setdefault(call.path, call)
+        self._with_kernels = {term.path for term in graph.mac_terms}
+        self._adds = any(_is_addition(call) for call in self._calls)
+
+    def maker(self, path: str):
+        """Returns the call whose kernel makes the channels that a layer scales."""
+        call = self._first[path]
+        while call is not None and not self._has_kernel(call):
+            if len(call.inputs) != 1:
+                return None
+            call = self._maker.get(id(call.inputs[0]))
+        return call
+
+    def directly_made(self, path: str):
+        """Returns the call whose output a normalization alone reads, None if none."""
+        call = self._first[path]
+        if self._has_kernel(call):
+            return call
+        x = call.inputs[0]
+        maker = self._maker.get(id(x))
+        once = [other for other in self._calls if other.operation is call.operation]
+        if maker is None or len(self._readers[id(x)]) > 1 or len(once) > 1:
+            return None
+        calls = [o for o in self._calls if o.operation is maker.operation]
+        return maker if self._has_kernel(maker) and len(calls) == 1 else None
+
+    def is_depthwise(self, path: str) -> bool:
+        """Whether the layer's channels are those of the layer before, one by one."""
+        maker = self.maker(path)
+        return maker is not None and isinstance(maker.layer, _DEPTHWISE)
+
+    def is_regularized(self, path: str) -> bool:
+        """Whether a sparsity regularizer acts on the layer's scales by default."""
+        if self.is_depthwise(path):
+            return False
+        if not self._adds:
+            return True
+        return not (
+            self._is_stem(path) or self._is_head(path) or self._is_projection(path)
+        )
+
+    def _is_stem(self, path: str) -> bool:
+        """Whether it scales what the first convolutions make of the input."""
+        maker = self.maker(path)
+        return maker is not None and not any(
+            map(self._has_kernel, self._upstream(maker))
+        )
+
+    def _is_head(self, path: str) -> bool:
+        """Whether only the last layers with weights read it, and no addition."""
+        after = self._downstream(self._first[path])
+        if any(_is_addition(call) for call in after):
+            return False
+        readers = filter(self._has_kernel, after)
+        return not any(
+            map(
+                self._has_kernel,
+                (x for call in readers for x in self._downstream(call)),
+            )
+        )
+
+    def _is_projection(self, path: str) -> bool:
+        """Whether it ends a branch or a bottleneck: 1x1, and no activation behind."""
+        maker = self.maker(path)
+        if maker is None or not _is_linear_pointwise(maker.layer):
+            return False
+        pending, seen = [self._first[path]], set()
+        while pending:
+            for x in pending.pop().outputs:
+                for reader in self._readers.get(id(x), ()):
+                    if _is_addition(reader) or self._has_kernel(reader):
+                        return True
+                    if id(reader) not in seen and _passes(reader.layer):
+                        seen.add(id(reader))
+                        pending.append(reader)
+        return False
+
+    def _has_kernel(self, call) -> bool:
+        return call.path in self._with_kernels
+
+    def _upstream(self, call) -> list:
+        return self._reached([call], lambda c: self._makers_of(c))
+
+    def _downstream(self, call) -> list:
+        return self._reached([call], lambda c: self._readers_of(c))
+
+    def _makers_of(self, call) -> list:
+        return [self._maker[id(x)] for x in call.inputs if id(x) in self._maker]
+
+    def _readers_of(self, call) -> list:
+        return [r for x in call.outputs for r in self._readers.get(id(x), ())]
+
+    def _reached(self, pending: list, step) -> list:
+        seen = {}
+        while pending:
+            for call in step(pending.pop()):
+                if id(call) not in seen:
+                    seen[id(call)] = call
+                    pending.append(call)
+        return list(seen.values())
+
+
+def _is_addition(call) -> bool:
+    labeled = [x for x in call.inputs if x.channel_axis is not None]
+    return type(call.layer).__name__ == "Add" and len(labeled) > 1
+
+
+def _is_linear_pointwise(layer) -> bool:
+    size = getattr(layer, "kernel_size", None)
+    return (
+        size is not None and set(np.ravel(size).tolist()) == {1} and _is_linear(layer)
+    )
+
+
+def _passes(layer) -> bool:
+    return type(layer).__name__ in _PASSING or _is_linear(layer)
+
+
+def _is_linear(layer) -> bool:
+    return getattr(layer, "activation", None) is keras.activations.linear

@@ -1,0 +1,74 @@
+"""How far a regularizer's strength moves a scale in a training run."""
+
+import keras
+import numpy as np
+
+
+def push(strength, learning_rate, steps: int, momentum: float = 0.0) -> float:
+    """Returns how far a constant pull of 1 times `strength` moves a weight with SGD.
+
+    It is `strength` times the sum of the learning rates over 1 - `momentum`. A scale
+    below the mean that the data do not hold moves by about (t + 1) times as much under
+    `Polarization`, by as much under `NetworkSlimming`. To move 0.5 to 0 the push of
+    Polarization has to be 0.3 at least; the paper's runs have 1.5 to 9. The same
+    strength in a run a tenth as long has a tenth of the push, and nothing is pruned.
+
+    Args:
+        strength: float, the regularizer's.
+        learning_rate: float, `LearningRateSchedule`, or the learning rates of the
+            steps.
+        steps: int: optimizer steps of the run.
+        momentum: float, the optimizer's.
+
+    Source: derived; the paper gives strengths for its own lengths of training.
+
+    Example:
+
+    >>> tfprune.regularizers.push(5e-5, 0.1, steps=10_000, momentum=0.9)
+    0.5
+    """
+    if not 0 <= momentum < 1:
+        raise ValueError(
+            f"`momentum` must lie in [0, 1). Received: momentum={momentum!r}"
+        )
+    if steps < 1:
+        raise ValueError(f"`steps` must be at least 1. Received: steps={steps!r}")
+    total = _sum_of_rates(learning_rate, int(steps))
+    return float(strength * total / (1 - momentum))
+
+
+def strength_for_push(
+    wanted: float, learning_rate, steps: int, momentum: float = 0.0
+) -> float:
+    """Returns the strength that has a push, for a run of another length or rate.
+
+    Args:
+        wanted: float: the push; 1.5 to 3 for `Polarization`.
+        learning_rate: as for `push`.
+        steps: int: optimizer steps of the run.
+        momentum: float, the optimizer's.
+
+    Example:
+
+    >>> tfprune.regularizers.strength_for_push(1.5, 0.1, steps=1_000, momentum=0.9)
+    0.0015
+    """
+    if not wanted > 0:
+        raise ValueError(f"`wanted` must be above 0. Received: wanted={wanted!r}")
+    return wanted / push(1.0, learning_rate, steps, momentum)
+
+
+def _sum_of_rates(learning_rate, steps: int) -> float:
+    if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        # A thousand steps tell the sum of a long run well enough.
+        places = np.unique(np.linspace(0, steps - 1, 1000).astype(int))
+        rates = [float(learning_rate(place)) for place in places.tolist()]
+        return float(np.mean(rates) * steps)
+    if np.ndim(learning_rate):
+        if len(learning_rate) != steps:
+            raise ValueError(
+                "`learning_rate` must have one entry per step. Received: "
+                f"{len(learning_rate)} of them, steps={steps}"
+            )
+        return float(np.sum(learning_rate))
+    return float(learning_rate) * steps
