@@ -1,0 +1,154 @@
+"""GridSearch on small trainings: here, resumed, interrupted, and on Ray."""
+
+import os
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import search_jobs
+from search_jobs import build, data, validation
+
+import tfprune
+from tfprune.search import GridSearch
+
+# One epoch of 16 steps at a learning rate of 0.1 and momentum 0.9 pushes by 16 times
+# the strength.
+ARGUMENTS = {"flops_reduction": 0.4, "tolerance": 0.15, "strength": 0.02}
+
+
+def search(**arguments):
+    return GridSearch(build, **{**ARGUMENTS, **arguments})
+
+
+def run(each, **arguments):
+    arguments = {"validation_data": validation, "verbose": 0, **arguments}
+    return each.run(data, epochs=2, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def count_trials():
+    search_jobs.built.clear()
+
+
+@pytest.mark.filterwarnings("ignore:The scales of these")
+def test_it_finds_what_meets_the_target(tmp_path):
+    result = run(search())
+    assert result.is_met and result.reason == "the target was met"
+    assert abs(result.best.flops_reduction - 0.4) < 0.15
+    assert len(search_jobs.built) == len(result.trials)
+    # A trial can be had again by its numbers.
+    keras.utils.set_random_seed(0)
+    model = build(
+        tfprune.regularizers.Polarization(result.best.t, result.best.strength)
+    )
+    model.fit(data(), epochs=2, verbose=0)
+    graph = tfprune.Graph(model)
+    masks = tfprune.select(graph, "scale", threshold="valley")
+    small = tfprune.compact(model, masks)
+    reduction = 1 - tfprune.cost(small).macs / tfprune.cost(model).macs
+    assert reduction == pytest.approx(result.best.flops_reduction, abs=0.05)
+    result.plot(tmp_path / "path.png")
+    assert [x.name for x in tmp_path.iterdir()] == ["path.png"]
+    assert (tmp_path / "path.png").stat().st_size > 5_000
+
+
+@pytest.mark.filterwarnings("ignore:The scales of these")
+def test_trials_of_a_directory_are_not_run_again(tmp_path):
+    first = run(search(directory=tmp_path, max_trials=1, strength=1e-4))
+    assert not first.is_met and "1 trials were run" in first.reason
+    again = run(search(directory=tmp_path, max_trials=1, strength=1e-4))
+    assert again.trials == first.trials and len(search_jobs.built) == 1
+    run(search(directory=tmp_path, max_trials=2, strength=1e-4))
+    assert len(search_jobs.built) == 2
+    # What was trained halfway is cleared away, trials are kept.
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in kept] == ["trials.json"]
+
+
+@pytest.mark.filterwarnings("ignore:The scales of these")
+def test_interrupted_it_returns_what_it_has(monkeypatch, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if len(search_jobs.built) == 2 and epoch == 1:
+                raise KeyboardInterrupt
+
+    arguments = {"strength": 1e-3, "directory": tmp_path}
+    result = run(search(**arguments), callbacks=[Stop()])
+    assert result.reason == "it was interrupted" and len(result.trials) == 1
+    # The trial that was under way goes on after its last whole epoch.
+    epochs = []
+    seen = keras.callbacks.LambdaCallback(on_epoch_end=lambda e, logs: epochs.append(e))
+    run(search(**arguments, max_trials=2), callbacks=[seen])
+    assert epochs == [1]
+
+
+@pytest.mark.filterwarnings("ignore:The scales of these")
+def test_what_is_shown(capsys):
+    result = run(search(max_trials=1, strength=1e-3), verbose=1)
+    printed = capsys.readouterr().out
+    assert "40.0% fewer FLOPs" in printed and "0.001" in printed
+    assert f"{result.best.accuracy:.4f}" in printed
+
+
+@pytest.mark.filterwarnings("ignore:The scales of these")
+def test_on_ray(tmp_path):
+    pytest.importorskip("ray")
+    import ray
+
+    here = run(search(max_trials=4))
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    try:
+        result = run(search(directory=tmp_path, max_trials=4), workers=2)
+    finally:
+        ray.shutdown()
+    assert result.is_met
+    # The same trials with the same numbers, whatever process they ran in.
+    local = {(x.strength, x.t): x.flops_reduction for x in here.trials}
+    remote = {(x.strength, x.t): x.flops_reduction for x in result.trials}
+    common = local.keys() & remote.keys()
+    assert common and all(
+        local[k] == pytest.approx(remote[k], abs=0.05) for k in common
+    )
+    states = list(tmp_path.rglob("state.keras"))
+    assert len(states) >= len(result.trials)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"build": None}, "`build` must be a function"),
+        ({"flops_reduction": 50}, "`flops_reduction` must lie in"),
+        ({"tolerance": 0}, "`tolerance` must lie in"),
+        ({"max_trials": 0}, "`max_trials` at least 1"),
+        ({"strength": 0}, "`strength` be above 0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GridSearch(**{"build": build, **ARGUMENTS, **arguments})
+
+
+def test_a_build_without_compile():
+    def uncompiled(regularizer):
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+
+    with pytest.raises(ValueError, match="`build` must return a compiled model"):
+        run(GridSearch(uncompiled, **ARGUMENTS))
+
+
+def test_accuracy_is_the_first_metric_of_the_pruned_model():
+    result = run(search(max_trials=1, strength=1e-9))
+    keras.utils.set_random_seed(0)
+    model = build(tfprune.regularizers.Polarization(1.2, 1e-9))
+    model.fit(data(), epochs=2, verbose=0)
+    expected = model.evaluate(validation(), verbose=0, return_dict=True)["accuracy"]
+    assert result.best.accuracy == pytest.approx(expected, abs=0.02)
+    assert np.isclose(result.best.flops_reduction, 0, atol=1e-6)

@@ -1,0 +1,6 @@
+"""Searches: procedures over several trainings."""
+
+from tfprune.search.grid_search import GridSearch
+from tfprune.search.trials import SearchResult, Trial
+
+__all__ = ["GridSearch", "SearchResult", "Trial"]

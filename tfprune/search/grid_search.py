@@ -1,0 +1,206 @@
+"""GridSearch: the regularizer's hyper-parameters for a FLOPs target."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+
+from tfprune.search.algorithm import Algorithm1
+from tfprune.search.training import Job, run_trial, trial_directory
+from tfprune.search.trials import SearchResult, TrialFile
+
+
+@dataclasses.dataclass
+class GridSearch:
+    """Finds strength and t of `Polarization` that remove a fraction of the FLOPs.
+
+    Each trial builds a model, trains it for some epochs, prunes a copy by `threshold`
+    and counts its FLOPs. The strength is doubled or halved, and bisected, until a trial
+    is within twice the tolerance; then t moves by 0.1 and is bisected until one is
+    within it.
+
+    Args:
+        build: function `build(regularizer) -> compiled model`, with the regularizer in
+            it: `tfprune.regularize(model, regularizer)`, then `compile`.
+        flops_reduction: float in (0, 1): the target.
+        tolerance: float: how far a trial may be off. Defaults to 0.05.
+        strength: float: the first strength. `regularizers.strength_for_push` gives one
+            that suits the length of the training. Defaults to the paper's 1e-4.
+        t: float: the first t. Defaults to the paper's 1.2.
+        max_trials: int. Defaults to 12.
+        threshold: what prunes, as `tfprune.select` takes it. Defaults to `"valley"`.
+        directory: where finished trials, and those under way, are kept, so that a
+            search that was stopped goes on. None keeps nothing.
+        seed: int: every trial starts from it. Defaults to 0.
+
+    Source: Zhuang et al., "Neuron-level structured pruning using polarization
+    regularizer", 2020, author response, algorithm 1, made to end.
+
+    Example:
+
+    ```python
+    def build(regularizer):
+        model = tfprune.regularize(make_model(), regularizer)
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, ["accuracy"])
+        return model
+
+    search = tfprune.search.GridSearch(build, flops_reduction=0.5)
+    result = search.run(train, epochs=30, validation_data=validation)
+    print(result.best.strength, result.best.t)
+    result.plot("search.png")
+    ```
+    """
+
+    build: Callable
+    flops_reduction: float
+    tolerance: float = 0.05
+    strength: float = 1e-4
+    t: float = 1.2
+    max_trials: int = 12
+    threshold: object = "valley"
+    directory: str | Path | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if not callable(self.build):
+            raise ValueError(
+                "`build` must be a function `build(regularizer) -> compiled model`. "
+                f"Received: {self.build!r}"
+            )
+        if not 0 < self.flops_reduction < 1:
+            raise ValueError(
+                "`flops_reduction` must lie in (0, 1): the fraction to remove. "
+                f"Received: flops_reduction={self.flops_reduction!r}"
+            )
+        if not 0 < self.tolerance < 1 or not self.strength > 0 or self.max_trials < 1:
+            raise ValueError(
+                "`tolerance` must lie in (0, 1), `strength` be above 0 and "
+                "`max_trials` at least 1. Received: tolerance="
+                f"{self.tolerance!r}, strength={self.strength!r}, "
+                f"max_trials={self.max_trials!r}"
+            )
+
+    def run(
+        self,
+        train,
+        epochs: int,
+        validation_data=None,
+        workers: int | None = None,
+        verbose: int = 1,
+        **fit_arguments,
+    ) -> SearchResult:
+        """Runs trials until one meets the target, or `max_trials` have been run.
+
+        Interrupted (Ctrl-C), it returns what it has found so far.
+
+        Args:
+            train: what `fit` takes: a dataset or `(x, y)`; or a function that returns
+                it, which is what other processes need for a dataset.
+            epochs: int: the length of every trial.
+            validation_data: what accuracy is measured on, like `train`. Defaults to
+                the training data.
+            workers: int: how many trials Ray Tune runs at once, in processes of their
+                own, on this machine or on a cluster that `ray.init` has joined. Needs
+                the extra `tfprune[ray]`. None runs them here, one by one.
+            verbose: 0 or 1: whether to show a live table of trials.
+            **fit_arguments: passed to every `fit`, such as `batch_size`.
+
+        Returns:
+            `SearchResult`.
+        """
+        directory = None if self.directory is None else Path(self.directory)
+        job = Job(
+            self.build,
+            self.threshold,
+            self.seed,
+            train,
+            validation_data,
+            epochs,
+            fit_arguments,
+        )
+        algorithm = Algorithm1(
+            self.flops_reduction, self.tolerance, self.strength, self.t
+        )
+        file = TrialFile(directory and directory / "trials.json")
+        progress = _Progress(algorithm, file, self.max_trials, verbose)
+        with progress:
+            try:
+                if workers is None:
+                    _run_here(job, progress, directory)
+                else:
+                    from tfprune.search.on_ray import run_on_ray
+
+                    run_on_ray(job, progress, directory, workers)
+            except KeyboardInterrupt:
+                progress.reason = "it was interrupted"
+        return progress.result()
+
+
+def _run_here(job: Job, progress: "_Progress", directory: Path | None) -> None:
+    while points := progress.propose(1):
+        ((strength, t),) = points
+        callbacks = []
+        if directory is not None:
+            backup = trial_directory(directory, strength, t)
+            callbacks.append(keras.callbacks.BackupAndRestore(backup))
+        progress.add(run_trial(job, strength, t, callbacks))
+
+
+class _Progress:
+    """The trials so far, what comes next, and the live table of them."""
+
+    def __init__(self, algorithm, file: TrialFile, max_trials: int, verbose: int):
+        self._algorithm, self._file = algorithm, file
+        self._max_trials, self._verbose = max_trials, verbose
+        self._live = None
+        self.reason = ""
+
+    @property
+    def trials(self) -> list:
+        return self._file.trials
+
+    def propose(self, count: int) -> list:
+        """Returns the next points to try; none when the search is over."""
+        points, self.reason = self._algorithm.propose(self.trials, count)
+        left = self._max_trials - len(self.trials)
+        if points and left <= 0:
+            self.reason = (
+                f"{self._max_trials} trials were run, and the closest is "
+                f"{abs(self._algorithm.error(self._algorithm.best(self.trials))):.1%} "
+                "off: raise `max_trials` or `tolerance`, or train longer"
+            )
+            return []
+        return points[:left]
+
+    def add(self, trial) -> None:
+        self._file.add(trial)
+        self._show()
+
+    def result(self) -> SearchResult:
+        algorithm = self._algorithm
+        return SearchResult(
+            tuple(self.trials),
+            algorithm.best(self.trials),
+            algorithm.is_met(self.trials),
+            self.reason,
+            algorithm.flops_reduction,
+            algorithm.tolerance,
+        )
+
+    def _show(self) -> None:
+        if self._live is not None:
+            self._live.update(self.result().table(), refresh=True)
+
+    def __enter__(self):
+        if self._verbose:
+            from rich.live import Live
+
+            self._live = Live(self.result().table(), auto_refresh=False)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self._show()
+        if self._live is not None:
+            self._live.__exit__(*error)
