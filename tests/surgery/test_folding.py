@@ -205,11 +205,94 @@ def test_original_is_untouched(make_residual):
     assert all(np.array_equal(old, new) for old, new in pairs)
 
 
-def test_masks_beside_fold_are_refused(make_residual):
-    model = make_residual(8)
-    masks = tfprune.read_masks(model)
-    with pytest.raises(ValueError, match="`masks` must be None"):
-        tfprune.compact(model, masks, fold=True)
+# With masks --------------------------------------------------------------------------
+
+
+def without_scales(model, masks):
+    """The model with the scales of masked channels at zero, their shifts as they are."""
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    for path, mask in tfprune.Graph(model).layer_masks(masks).items():
+        layer = twin.get_layer(path)
+        if isinstance(layer, layers.BatchNormalization):
+            layer.gamma.assign(layer.gamma * mask)
+    return twin
+
+
+def half(model):
+    graph = tfprune.Graph(model)
+    return tfprune.select(graph, "random", tfprune.Budget(flops_reduction=0.5))
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_masked_channels_leave_what_their_shifts_make(padding):
+    inputs = keras.Input((9, 9, 3))
+    x = layers.Conv2D(12, 3, use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Conv2D(12, 3, padding=padding)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+    model = checker.randomize(keras.Model(inputs, x))
+    masks = half(model)
+    small = tfprune.compact(model, masks, fold=True)
+    assert error(without_scales(model, masks), small) < 1e-5
+    # What is dropped without the option makes a difference.
+    assert error(without_scales(model, masks), tfprune.compact(model, masks)) > 1e-2
+    widths = [x.filters for x in small.layers if isinstance(x, layers.Conv2D)]
+    exact = [
+        x.filters
+        for x in tfprune.compact(model, masks).layers
+        if isinstance(x, layers.Conv2D)
+    ]
+    # Before padding one constant channel stays as a carrier.
+    assert widths == [exact[0] + (padding == "same"), exact[1]]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_masked_channels_of_a_residual_network(make_residual, gated):
+    model = checker.randomize(make_residual(8))
+    masks = half(model)
+    expected = without_scales(model, masks)
+    small = tfprune.compact(
+        tfprune.prune_wrap(model) if gated else model, masks, fold=True
+    )
+    assert error(expected, small) < 1e-5
+    assert tfprune.cost(small).macs < 0.7 * tfprune.cost(model).macs
+
+
+def test_masked_channels_without_a_scale(make_vgg):
+    model = checker.randomize(make_vgg((8, 12)))
+    masks = half(model)
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    for path, mask in tfprune.Graph(model).layer_masks(masks).items():
+        layer = twin.get_layer(path)
+        if isinstance(layer, layers.Conv2D):
+            layer.kernel.assign(layer.kernel * mask)
+    assert error(twin, tfprune.compact(model, masks, fold=True)) < 1e-5
+
+
+def test_masked_channels_that_cannot_be_folded_go_altogether():
+    inputs = keras.Input((9, 9, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(8, 3)(inputs))
+    # Constants are different at the borders behind it.
+    x = layers.DepthwiseConv2D(3, padding="same")(layers.ReLU()(x))
+    model = checker.randomize(keras.Model(inputs, layers.Conv2D(3, 1)(x)))
+    model.layers[2].beta.assign(np.full(8, 0.5))
+    masks = half(model)
+    small = tfprune.compact(model, masks, fold=True)
+    assert error(tfprune.apply_masks(model, masks), small) < 1e-5
+    assert small.layers[1].filters == sum(next(iter(masks.values())))
+
+
+def test_nothing_masked_changes_nothing(make_residual):
+    model = checker.randomize(make_residual(8))
+    masks = {
+        group.name: np.ones(group.size, bool) for group in tfprune.Graph(model).groups
+    }
+    small = tfprune.compact(model, masks, fold=True)
+    assert tfprune.cost(small).macs == tfprune.cost(model).macs
+    assert error(model, small) < 1e-6
 
 
 def vgg():

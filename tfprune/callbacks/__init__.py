@@ -2,5 +2,6 @@
 
 from tfprune.callbacks.preflight import Preflight as Preflight
 from tfprune.callbacks.prune_to_budget import PruneToBudget as PruneToBudget
+from tfprune.callbacks.release_scales import ReleaseScales as ReleaseScales
 from tfprune.callbacks.snapshots import Snapshots as Snapshots
 from tfprune.callbacks.tick_tock import TickTock as TickTock

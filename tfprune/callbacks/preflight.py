@@ -3,17 +3,20 @@
 import warnings
 
 import keras
+import numpy as np
 
 from tfprune import training
+from tfprune.regularizers import SharedTerm, push
 
 
 class Preflight(keras.callbacks.Callback):
     """Says what the pruning callbacks of a `fit` will do, before the first step.
 
     It prints how many mask updates there will be, when, the target, and which
-    layers keep all their channels for want of a rule; and it refuses setups in
-    which training would go wrong without a word. Its place in the list of
-    callbacks does not matter.
+    layers keep all their channels for want of a rule; how far a regularizer over
+    scales can move them in the run, with a warning if that is too little to prune
+    anything; and it refuses setups in which training would go wrong without a word.
+    Its place in the list of callbacks does not matter.
 
     Args:
         verbose: 0 or 1. Whether to print. Defaults to `1`.
@@ -38,6 +41,10 @@ class Preflight(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         _check_trainable(self.model)
         training.check_strategy(self.model)
+        self._terms = SharedTerm.all_of(self.model.trainable_variables)
+        for term, scales in self._terms.items():
+            _check_complete(term, scales)
+            _check_push(self.model, self.params, term, scales)
         self._is_reported = False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -48,13 +55,15 @@ class Preflight(keras.callbacks.Callback):
 
     def _report(self):
         others = training.siblings(self)
-        if not others:
+        if not others and not self._terms:
             warnings.warn(
                 "`Preflight` found no tfprune callback in this `fit`: nothing will be "
                 "pruned. Add one, such as `tfprune.callbacks.PruneToBudget`.",
                 stacklevel=2,
             )
         if self.verbose:
+            for term, scales in self._terms.items():
+                print(_describe(self.model, self.params, term, scales))
             for other in others:
                 print(other.summary())
 
@@ -66,3 +75,55 @@ def _check_trainable(model):
             f"Received: model={model.name!r} without trainable variables. Set "
             "`layer.trainable = True` on the layers to train, then compile."
         )
+
+
+def _check_complete(term, scales):
+    if len(scales) != term.count:
+        raise ValueError(
+            f"`{type(term.regularizer).__name__}` is over the scales of {term.count} "
+            f"layers, and {len(scales)} of them train. Received: only "
+            f"{', '.join(scale.path for scale in scales[:8])}. Let all of them train "
+            "or freeze all."
+        )
+
+
+def _check_push(model, params, term, scales):
+    """Warns if no scale can come to zero within the run."""
+    reach = _reach(model, params, term)
+    mean = float(np.mean(np.concatenate([scale.numpy() for scale in scales])))
+    if reach is None or not 0 < reach < mean:
+        return
+    name, strength = type(term.regularizer).__name__, term.regularizer.strength
+    warnings.warn(
+        f"`{name}` with strength={strength:.3g} moves scales by about {reach:.2g} in "
+        f"this run, and their mean is {mean:.2g}: few or none will come to zero. Train "
+        f"longer, or take a strength of {strength * 3 * mean / reach:.2g} or more, see "
+        "`tfprune.regularizers.strength_for_push`. (Counted with the learning rate of "
+        "the optimizer.)",
+        stacklevel=2,
+    )
+
+
+def _reach(model, params, term):
+    """Returns how far scales can move, None if it cannot be told."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    steps = training.total_steps(model, params)
+    pull = term.regularizer.pull
+    if not steps or pull is None or type(optimizer) is not keras.optimizers.SGD:
+        return None
+    rate, momentum = optimizer._learning_rate, optimizer.momentum
+    if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        rate = float(optimizer.learning_rate.numpy())
+    return pull * push(term.regularizer.strength, rate, steps, momentum)
+
+
+def _describe(model, params, term, scales):
+    reach = _reach(model, params, term)
+    settings = keras.regularizers.serialize(term.regularizer)["config"]
+    text = ", ".join(f"{name}={value}" for name, value in settings.items())
+    number = sum(scale.shape[0] for scale in scales)
+    far = "" if reach is None else f"\n  moves them by up to about {reach:.2g}"
+    return (
+        f"{type(term.regularizer).__name__}({text}): over {number} scales of "
+        f"{len(scales)} layers{far}"
+    )

@@ -24,6 +24,8 @@ class NetworkSlimming(OverScales):
     >>> model = tfprune.regularize(model, tfprune.regularizers.NetworkSlimming(1e-4))
     """
 
+    pull = 1.0
+
     def __init__(self, strength=1e-4):
         super().__init__(strength)
 

@@ -18,10 +18,12 @@ class OverScales(keras.regularizers.Regularizer, abc.ABC):
 
     Attributes:
         clips: whether all scales of the model are held in `[0, upper]`.
+        pull: about the gradient of the term at a small scale, None if it depends.
     """
 
     clips = False
     upper = None
+    pull: float | None = None
 
     def __init__(self, strength: float):
         if isinstance(strength, bool) or not float(strength) >= 0:

@@ -48,6 +48,11 @@ class Polarization(OverScales):
         self.t = float(t)
         self.upper = None if upper is None else float(upper)
 
+    @property
+    def pull(self):
+        # With half of the scales above the mean.
+        return self.t + 1
+
     def term(self, scales):
         away = ops.abs(scales - ops.mean(scales))
         return ops.sum(self.t * ops.abs(scales) - away)

@@ -24,6 +24,16 @@ class SharedTerm:
         self.count = count
         self._seen: list = []
 
+    @staticmethod
+    def all_of(variables) -> dict["SharedTerm", list]:
+        """Returns `{term: its variables}` of the terms that variables share in."""
+        found: dict[SharedTerm, list] = {}
+        for variable in variables:
+            share = getattr(variable, "regularizer", None)
+            if isinstance(share, Share):
+                found.setdefault(share.term, []).append(variable)
+        return found
+
     def see(self, index: int, x, name: str):
         """Returns the loss of all variables if this is the last one, else 0."""
         expected = len(self._seen)

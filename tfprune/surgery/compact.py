@@ -8,7 +8,7 @@ from tfprune.graph import Graph, as_graph
 from tfprune.graph.literals import rewriter
 from tfprune.graph.registry import settings_of
 from tfprune.surgery.certificate import certify, finite_probe, nudged, run
-from tfprune.surgery.folding import fold_constants
+from tfprune.surgery.folding import fold_constants, with_constants
 from tfprune.surgery.mask import apply_masks, dead_masks, gate_masks, zeroed_values
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 from tfprune.surgery.reference import reference
@@ -44,16 +44,18 @@ def compact(
         fold: whether channels that are constant but not zero go too (a scale of zero
             beside any shift), without a change to the outputs: what they add up to
             moves into the bias or the normalization behind their readers, or, where
-            these pad, into the weights of one constant channel that stays. Only with
-            `masks=None`. Weights that take it up are no slices of the original's.
-            Defaults to False.
+            these pad, into the weights of one constant channel that stays. With masks,
+            masked channels count as such: their scales, or filters, are taken as zero,
+            and what their shifts leave is kept in this way, where it can be; the
+            result computes that. Weights that take it up are no slices of the
+            original's. Defaults to False.
 
     Returns:
         A new model, uncompiled.
 
     Raises:
         ValueError: if masks belong to another model or empty a group, weights are
-            not finite, `fold` is given with masks, or the certificate fails.
+            not finite, or the certificate fails.
 
     Example:
 
@@ -61,14 +63,12 @@ def compact(
     small = tfprune.compact(model, masks)
     ```
     """
-    if fold and masks is not None:
-        raise ValueError(
-            "`fold` removes what is constant in the model itself, so `masks` must be "
-            f"None. Received: masks={masks!r}. Compact by masks first, then fold."
-        )
     graph = as_graph(model)
-    model = graph.model
     graph.check({} if masks is None else masks)
+    if fold and masks is not None:
+        graph = Graph(with_constants(_without_gates(graph), masks), graph.normalization)
+        masks = None
+    model = graph.model
     values = None if masks is None else zeroed_values(graph, masks)
     if values and graph.unequal:
         model, values = reference(graph, masks, values), None
@@ -85,10 +85,15 @@ def compact(
 
 
 def _folded(graph: Graph) -> keras.Model:
-    if has_gates(graph.model):
-        graph = Graph(strip(graph.model), graph.normalization)
+    graph = _without_gates(graph)
     masks, values = fold_constants(graph)
     return compact_unverified(graph, masks, values)
+
+
+def _without_gates(graph: Graph) -> Graph:
+    if not has_gates(graph.model):
+        return graph
+    return Graph(strip(graph.model), graph.normalization)
 
 
 def _compacted(graph: Graph, masks: Mapping | None) -> keras.Model:

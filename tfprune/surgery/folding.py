@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 from keras import layers
 
@@ -15,6 +16,7 @@ from tfprune.graph.constants import (
 from tfprune.graph.sums import SEPARABLE, constant_sums, has_borders
 from tfprune.graph.trace import Call, Read
 from tfprune.masks import Masks
+from tfprune.surgery.rebuild import copy_model
 from tfprune.surgery.rewrites import foldable_normalizations
 
 _WITH_BIAS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, *SEPARABLE)
@@ -58,10 +60,7 @@ def fold_constants(graph: Graph) -> tuple[Masks, dict[int, np.ndarray]]:
         the variables that make up for it, in the old shapes.
     """
     readers = _find_readers(graph)
-    keep = in_statistics(graph)
-    keep[-1] = True
-    for reader in readers:
-        keep[reader.units[np.isnan(reader.values)]] = True
+    keep = _needed(graph, readers)
     _keep_carriers(readers, keep)
     for units in graph.members:
         if not keep[units].any():
@@ -70,6 +69,65 @@ def fold_constants(graph: Graph) -> tuple[Masks, dict[int, np.ndarray]]:
     for reader in readers:
         _move(reader, keep, values)
     return Masks(graph.masks_of(keep)), values
+
+
+def foldable_units(graph: Graph) -> np.ndarray:
+    """Returns per unit whether every reader sees a constant that can be moved."""
+    return ~_needed(graph, _find_readers(graph))[:-1]
+
+
+def _needed(graph: Graph, readers: list[_Reader]) -> np.ndarray:
+    """Returns per unit, and last for all that is kept, whether it varies anywhere."""
+    keep = in_statistics(graph)
+    keep[-1] = True
+    for reader in readers:
+        keep[reader.units[np.isnan(reader.values)]] = True
+    return keep
+
+
+def with_constants(graph: Graph, masks) -> keras.Model:
+    """Returns a model in which the masked units are constants that can be folded.
+
+    Their scales are zero, or the filters that make them where there is no scale, so
+    that their shifts are what is left of them. Units of which something would still
+    vary, or cannot be moved, are zero altogether.
+
+    Args:
+        graph: graph of a model without gates.
+        masks: group name to bool array.
+    """
+    model = copy_model(graph.model)
+    graph = Graph(model, graph.normalization)
+    gone = ~graph.keep(masks)
+    scales = _scales_of(graph)
+    scaled = np.zeros(len(gone), bool)
+    for binding in scales:
+        scaled[graph.units(binding.labels)] = True
+    makers = [b for b in graph.bindings if not b.read and len(b.variable.shape) > 1]
+    _set_zero(graph, scales, gone)
+    _set_zero(graph, makers, gone & ~scaled)
+    stuck = gone[:-1] & ~foldable_units(graph)
+    _set_zero(graph, graph.bindings, np.append(stuck, False))
+    return model
+
+
+def _scales_of(graph: Graph) -> list:
+    scales = {
+        id(call.layer.gamma)
+        for call in graph.calls
+        if isinstance(call.layer, layers.BatchNormalization)
+        and call.layer.gamma is not None
+    }
+    return [b for b in graph.bindings if id(b.variable) in scales]
+
+
+def _set_zero(graph: Graph, bindings, gone: np.ndarray) -> None:
+    for binding in bindings:
+        places = np.flatnonzero(gone[graph.units(binding.labels)])
+        if len(places):
+            value = np.array(binding.variable.numpy())
+            value[(slice(None),) * binding.axis + (places,)] = 0
+            binding.variable.assign(value)
 
 
 def _find_readers(graph: Graph) -> list[_Reader]:

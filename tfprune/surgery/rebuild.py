@@ -177,6 +177,15 @@ def _arguments_for(new, old, args, kwargs):
     return args, kwargs
 
 
+def copy_model(model):
+    """Returns a new model with the layers, gates, wiring and weights of a model."""
+    rebuilder = Rebuilder(lambda operation, path: copy_operation_like(operation))
+    new = rebuilder.model(model)
+    for old, twin in rebuilder.pairs:
+        copy_state(old, twin)
+    return new
+
+
 def copy_operation_like(operation, settings: dict | None = None, plain: bool = False):
     """Returns an unbuilt copy of a layer or operation, with its name.
 

@@ -12,7 +12,7 @@ from tfprune.graph.scales import Roles, scale_variable, scaled_members
 from tfprune.layers import GATED_TYPES, ChannelGate
 from tfprune.layers.channel_gate import scaled_outputs
 from tfprune.regularizers import OverScales, Share, SharedTerm
-from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.surgery.rebuild import copy_model
 from tfprune.surgery.wrap import prune_wrap
 
 
@@ -82,7 +82,7 @@ def _over_scales(graph: Graph, regularizer: OverScales, patterns) -> keras.Model
     chosen = _chosen(graph, [m.path for m in members], by_default, patterns)
     bare = [m.path for m in members if scale_variable(m.layer) is None]
     bare = [_literally(path) for path in bare if path in chosen]
-    new = prune_wrap(graph.model, layers=bare) if bare else _copy(graph.model)
+    new = prune_wrap(graph.model, layers=bare) if bare else copy_model(graph.model)
     scales = _Scales(new)
     if regularizer.clips:
         chosen -= scales.make_positive()
@@ -103,7 +103,7 @@ def _on_kernels(graph: Graph, regularizer, patterns) -> keras.Model:
         if call.path in made and isinstance(call.layer, GATED_TYPES)
     }
     chosen = _chosen(graph, list(kernels), set(kernels), patterns)
-    new = _copy(graph.model)
+    new = copy_model(graph.model)
     for call in Graph(new).calls:
         if call.path in chosen:
             layer = call.layer
@@ -142,14 +142,6 @@ def _chosen(graph: Graph, paths: list, by_default: set, patterns) -> set:
 
 def _literally(path: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in path)
-
-
-def _copy(model) -> keras.Model:
-    rebuilder = Rebuilder(lambda operation, path: copy_operation_like(operation))
-    new = rebuilder.model(model)
-    for old, twin in rebuilder.pairs:
-        copy_state(old, twin)
-    return new
 
 
 class _Scales:
