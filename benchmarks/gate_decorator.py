@@ -48,6 +48,7 @@ class Plan:
     batch_size: int = 128
     max_sparsity: float | None = 0.9
     share: float | None = None
+    reduction: str = "mean"
 
     @property
     def budget(self):
@@ -74,7 +75,12 @@ def tick_tock(model, images, plan, seed):
     gated = cifar.compiled(tfprune.prune_wrap(model), 1e-3)
     ticks = images.batches(plan.batch_size, seed + 1, plan.tick_images)
     callback = TickTock(
-        ticks, plan.budget, share=plan.share, cycle=(plan.ticks, 1), gate_l1=1e-3
+        ticks,
+        plan.budget,
+        share=plan.share,
+        cycle=(plan.ticks, 1),
+        gate_l1=1e-3,
+        reduction=plan.reduction,
     )
     met = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(
@@ -202,7 +208,13 @@ def resnet56(options, images, console):
             # 0.002, 10 epochs of Tock, 50 epochs of fine-tuning.
             full = {"tick_images": EPOCH, "tock_images": 10 * EPOCH, "ticks": 10}
             plan = dataclasses.replace(
-                plan, images=363 * EPOCH, rounds=16, share=0.002, peak=1e-2, **full
+                plan,
+                images=363 * EPOCH,
+                rounds=16,
+                share=0.002,
+                peak=1e-2,
+                reduction="sum",
+                **full,
             )
         rows += [
             run(method, model, images, plan, options)
