@@ -22,7 +22,9 @@ from tfprune.surgery import (
     prune_wrap,
     read_masks,
     regularize,
+    scale_width,
     strip,
+    width_for,
 )
 
 __version__ = "0.1.0"
@@ -47,8 +49,10 @@ __all__ = [
     "register_rule",
     "regularize",
     "regularizers",
+    "scale_width",
     "schedules",
     "select",
     "strip",
     "thresholds",
+    "width_for",
 ]

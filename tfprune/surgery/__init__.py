@@ -3,6 +3,7 @@
 from tfprune.surgery.compact import compact
 from tfprune.surgery.mask import apply_masks, read_masks, set_masks
 from tfprune.surgery.regularize import regularize
+from tfprune.surgery.width import scale_width, width_for
 from tfprune.surgery.wrap import has_gates, prune_wrap, strip
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "prune_wrap",
     "read_masks",
     "regularize",
+    "scale_width",
     "set_masks",
     "strip",
+    "width_for",
 ]

@@ -186,13 +186,19 @@ def copy_model(model):
     return new
 
 
-def copy_operation_like(operation, settings: dict | None = None, plain: bool = False):
+def copy_operation_like(
+    operation,
+    settings: dict | None = None,
+    plain: bool = False,
+    draw: bool = False,
+):
     """Returns an unbuilt copy of a layer or operation, with its name.
 
     Args:
         operation: layer or operation.
         settings: constructor arguments that differ.
         plain: whether constraints and regularizers that tfprune has set are left out.
+        draw: whether its weights will be what its initializers draw, and not zeros.
     """
     settings = settings or {}
     if isinstance(operation, OwnWeight):
@@ -204,6 +210,8 @@ def copy_operation_like(operation, settings: dict | None = None, plain: bool = F
     config = _config_of(operation)
     if type(operation).__module__.startswith("keras."):
         config.update(_lean_arguments(operation, config, plain))
+        if draw:
+            config.update(_fresh_initializers(operation))
     try:
         return type(operation).from_config({**config, **settings})
     except Exception as error:
@@ -244,6 +252,13 @@ def _lean_arguments(layer, config: dict, plain: bool) -> dict:
 def initializers_of(layer) -> dict:
     """Returns the initializers that a layer holds under their argument's name."""
     return {k: v for k, v in vars(layer).items() if k.endswith("_initializer")}
+
+
+def _fresh_initializers(layer) -> dict:
+    """Returns copies of a layer's initializers, which draw other numbers."""
+    own = initializers_of(layer)
+    is_one = keras.initializers.Initializer
+    return {k: v.clone() if isinstance(v, is_one) else v for k, v in own.items()}
 
 
 def _copy_lambda(layer):

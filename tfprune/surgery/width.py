@@ -1,0 +1,108 @@
+"""The same network, narrower, with new weights."""
+
+import keras
+import numpy as np
+
+from tfprune.costs import cost
+from tfprune.graph import Graph, as_graph
+from tfprune.surgery.compact import compact_unverified
+from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.surgery.wrap import has_gates
+
+
+def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras.Model:
+    """Returns the model with a fraction of the channels everywhere, untrained.
+
+    Uniform channel scaling: what a pruned model has to beat when it is trained from
+    scratch for as long. FLOPs go with about the square of the width. Weights are new,
+    from the layers' own initializers; layers without trainable weights, such as
+    `Normalization`, keep their state.
+
+    Args:
+        model: Functional or Sequential model without gates, or its `Graph`; not
+            changed.
+        width: float in (0, 1]: fraction of the channels of every group that stay,
+            rounded, at least one.
+        multiple_of: int: numbers of channels are rounded to multiples of this, up if
+            more than a tenth would be lost.
+
+    Returns:
+        A new model, uncompiled.
+
+    Raises:
+        ValueError: if `width` lies outside (0, 1] or the model has gates.
+
+    Source: the multiplier of Howard et al., "MobileNets", 2017, section 3.3.
+
+    Example:
+
+    >>> narrow = tfprune.scale_width(keras.applications.ResNet50(weights=None), 0.7)
+    """
+    if isinstance(width, bool) or not 0 < width <= 1:
+        raise ValueError(
+            "`width` must lie in (0, 1]: the fraction of the channels that stay. "
+            f"Received: width={width!r}"
+        )
+    graph = as_graph(model)
+    if has_gates(graph.model):
+        raise ValueError(
+            f"Model {graph.model.name!r} has gates. Call `tfprune.strip` first."
+        )
+    masks = _narrow(graph, width, multiple_of)
+    return _with_new_weights(compact_unverified(graph, masks))
+
+
+def width_for(model: keras.Model, flops_reduction: float) -> float:
+    """Returns the largest width with which `scale_width` removes enough FLOPs.
+
+    Args:
+        model: Functional or Sequential model without gates, or its `Graph`.
+        flops_reduction: float in [0, 1): fraction to remove.
+
+    Raises:
+        ValueError: if even one channel everywhere leaves more.
+
+    Example:
+
+    >>> narrow = tfprune.scale_width(model, tfprune.width_for(model, 0.5))
+    """
+    graph = as_graph(model)
+    whole = cost(graph).macs
+
+    def is_enough(width: float) -> bool:
+        return 1 - cost(graph, _narrow(graph, width, 1)).macs / whole >= flops_reduction
+
+    low, high = 1e-9, 1.0
+    if not is_enough(low):
+        raise ValueError(
+            f"`flops_reduction` cannot be met by narrower layers. Received: "
+            f"flops_reduction={flops_reduction!r} for {graph.model.name!r}."
+        )
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_enough(middle) else (low, middle)
+    return low
+
+
+def _narrow(graph: Graph, width: float, multiple_of: int) -> dict:
+    return {
+        group.name: np.arange(group.size) < _kept(group.size, width, multiple_of)
+        for group in graph.groups
+    }
+
+
+def _kept(size: int, width: float, multiple_of: int) -> int:
+    wanted = size * width
+    kept = max(multiple_of, round(wanted / multiple_of) * multiple_of)
+    if kept < 0.9 * wanted:
+        kept += multiple_of
+    return min(size, kept)
+
+
+def _with_new_weights(model: keras.Model) -> keras.Model:
+    rebuilder = Rebuilder(lambda op, path: copy_operation_like(op, draw=True))
+    new = rebuilder.model(model)
+    for old, twin in rebuilder.pairs:
+        if not getattr(old, "trainable_variables", None):
+            copy_state(old, twin)
+    return new
