@@ -7,6 +7,7 @@ from tfprune import (
     layers,
     regularizers,
     schedules,
+    search,
     thresholds,
 )
 from tfprune.benchmarking import benchmark
@@ -51,6 +52,7 @@ __all__ = [
     "regularizers",
     "scale_width",
     "schedules",
+    "search",
     "select",
     "strip",
     "thresholds",
