@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -107,6 +108,15 @@ def test_gate_decorator(capsys):
     model, small = load("examples/gate_decorator.py").main(8, 4)
     assert tfprune.cost(small).macs <= 0.4 * tfprune.cost(model).macs
     assert "small: " in capsys.readouterr().out
+
+
+def test_polarization(capsys):
+    model, small = load("examples/polarization.py").main(16, 8)
+    assert tfprune.cost(small).macs <= 0.9 * tfprune.cost(model).macs
+    printed = capsys.readouterr().out
+    before, trained, end = map(float, re.findall(r"accuracy ([\d.]+)%", printed))
+    # What is lost by pruning alone is little, thanks to the gap and the folding.
+    assert before > trained - 5 and end > trained - 5 and trained > 60
 
 
 def test_published_numbers_are_complete():

@@ -35,7 +35,7 @@ def small_network(weights, input_shape, classes):
 
 def test_python_blocks_run(newcomer):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
@@ -45,14 +45,14 @@ def test_python_blocks_run(newcomer):
     assert tfprune.cost(names["small"]).macs <= 0.5 * dense
     snapshots = {"small-0.30.keras", "small-0.50.keras"}
     files = {path.name for path in newcomer.iterdir()}
-    assert files == {"masks.npz", "small", *snapshots}
+    assert files == {"masks.npz", "small", "search", *snapshots}
 
 
 def test_table_calls_run(newcomer):
     names = {}
     text = README.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for block in (blocks[0], blocks[3]):
+    for block in (blocks[0], blocks[5]):
         exec(block, names)
     exec("from tfprune import *", names)
     names.update(budget=names["Budget"](flops_reduction=0.3), gated=names["model"])

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfprune.graph import Graph, as_graph
+from tfprune.graph.joins import scattered
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,15 @@ class Cost:
             of two tensors, logits included.
         params: entries of all weights, also those that do not train.
         layers: tuple of `LayerCost`, in call order.
+        scattered: entries written to put zeros between the channels of branches that
+            are pruned independently (`Graph(residual="independent")`). They take
+            time and no multiply-accumulates.
     """
 
     macs: int
     params: int
     layers: tuple[LayerCost, ...] = field(repr=False, compare=False)
+    scattered: int = field(default=0, repr=False, compare=False)
 
     @property
     def flops(self) -> int:
@@ -76,7 +81,8 @@ def cost(model: keras.Model | Graph, masks: Mapping | None = None) -> Cost:
     keep = graph.keep(masks)
     macs, params = counter.macs_per_term(keep), counter.params_per_variable(keep)
     rows = _layer_rows(graph, counter, macs, params, keep)
-    return Cost(int(macs.sum()), int(params.sum()), rows)
+    moved = scattered(graph, keep)
+    return Cost(int(macs.sum()), int(params.sum()), rows, moved)
 
 
 class Counter:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfprune import importances
-from tfprune.graph import Graph, as_graph
+from tfprune.graph import as_graph
 from tfprune.selection import Budget, select
 from tfprune.surgery import compact, has_gates, read_masks, strip
 
@@ -57,7 +57,7 @@ def prune(
     )
     graph = as_graph(model)
     if has_gates(graph.model):
-        graph = Graph(strip(graph.model), graph.normalization)
+        graph = graph.of(strip(graph.model))
     scores = _dead_first(importances.get(importance)(graph), read_masks(graph))
     return compact(graph, select(graph, lambda graph: scores, budget, scope=scope))
 

@@ -79,6 +79,8 @@ def in_statistics(graph: Graph) -> np.ndarray:
 
 def used_rows(read) -> np.ndarray:
     """Returns which channels of a read tensor meet anything but zeros."""
+    if read.variable is None:
+        return np.ones(read.x.shape[read.x_axis], bool)
     rows = np.moveaxis(read.variable.numpy() != 0, read.axis, 0)
     used = rows.reshape(len(rows), -1).any(axis=1)
     if read.closed is not None:

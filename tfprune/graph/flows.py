@@ -30,16 +30,20 @@ def elementwise(call: Call, *operands, absorbing: bool = False, function=None):
         if out.shape[axis] != 1
     }
     result = Tensor(out.shape).with_labels(labels)
-    function = function or call.operation.call
-    values = [values_of(each) for each in operands]
-    call.constants = lambda *known: _computed(
-        function, values, known, result, absorbing
+    call.constants = constants_of(
+        function or call.operation.call, operands, result, absorbing
     )
     if literals:
         call.arguments = lambda kept, args, kwargs: with_literals(
             args, kwargs, lambda x: narrowed(x, result.labels, kept)
         )
     return result
+
+
+def constants_of(function, operands, result: Tensor, absorbing: bool = False):
+    """Returns the function from known constants to those of an elementwise result."""
+    values = [values_of(each) for each in operands]
+    return lambda *known: _computed(function, values, known, result, absorbing)
 
 
 def _tie_axis(call: Call, operands, axis: int, size: int):

@@ -31,6 +31,12 @@ class Graph:
             is not what the masked one computes: `unequal` lists the layers. Give the
             graph, not the model, to `cost`, `apply_masks` and `compact` then.
             Defaults to `"keep"`.
+        residual: `"coupled"` or `"independent"`: whether what is added up loses the
+            same channels. If not, every branch loses channels of its own; the sum keeps
+            its width, and the small model puts zeros in the place of what is missing,
+            with plain Keras operations that cost time but no multiply-accumulates
+            (`cost(graph, masks).scattered` counts them). Give the graph, not the model,
+            to `cost`, `apply_masks` and `compact` then. Defaults to `"coupled"`.
 
     Attributes:
         model: the model; of a subclassed one the functional model of its parts.
@@ -43,7 +49,7 @@ class Graph:
 
     Raises:
         ValueError: if the model is unbuilt, no Keras model, or a subclassed model
-            that cannot be taken apart, or `normalization` is neither.
+            that cannot be taken apart, or an argument is neither of its values.
 
     Example:
 
@@ -53,15 +59,22 @@ class Graph:
     ```
     """
 
-    def __init__(self, model, normalization: str = "keep"):
+    def __init__(self, model, normalization: str = "keep", residual: str = "coupled"):
         if normalization not in ("keep", "prune"):
             raise ValueError(
                 '`normalization` must be "keep" or "prune". '
                 f"Received: normalization={normalization!r}"
             )
+        if residual not in ("coupled", "independent"):
+            raise ValueError(
+                '`residual` must be "coupled" or "independent". '
+                f"Received: residual={residual!r}"
+            )
         self.model = as_recorded(model)
-        self.normalization = normalization
-        self._trace = trace = Trace(self.model, follower_of, opened_call, normalization)
+        self._settings = {"normalization": normalization, "residual": residual}
+        self._trace = trace = Trace(
+            self.model, follower_of, opened_call, **self._settings
+        )
         self.unequal = {call.path: call.unequal for call in trace.calls if call.unequal}
         self.skipped = dict(trace.skipped)
         self.assumed_shapes = dict(trace.assumed_shapes)
@@ -69,6 +82,10 @@ class Graph:
         self._unit_of_atom, self._reasons = self._number_units()
         self.groups = self._make_groups()
         self.locked = self._find_locked()
+
+    def of(self, model) -> "Graph":
+        """Returns the graph of another model, with the settings of this one."""
+        return Graph(model, **self._settings)
 
     # Units ---------------------------------------------------------------------
 

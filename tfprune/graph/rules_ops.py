@@ -12,6 +12,7 @@ from tfprune.graph.flows import (
     only_zeros,
     passed_on,
 )
+from tfprune.graph.joins import is_join, join
 from tfprune.graph.literals import is_variable
 from tfprune.graph.registry import register_rule
 from tfprune.graph.rules_attention import product, product_with_kernel, spell_out
@@ -29,13 +30,20 @@ def _types(module, names: str) -> list[type]:
             "HardSigmoid HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink "
             "SoftShrink Squareplus Threshold"),
     *_types(knp, "Absolute Abs Negative Square Sqrt Exp Expm1 Log Log1p Tanh Sin Cos "
-            "Reciprocal Round Sign Floor Ceil Clip Copy NanToNum LogicalNot Add "
+            "Reciprocal Round Sign Floor Ceil Clip Copy NanToNum LogicalNot "
             "Subtract Divide TrueDivide DivideNoNan FloorDivide Maximum Minimum Power "
             "Mod Where Greater GreaterEqual Less LessEqual Equal NotEqual LogicalAnd "
             "LogicalOr"),
     *_types(core, "Cast StopGradient"),
 )  # fmt: skip
 def pointwise(call: Call, *operands):
+    return elementwise(call, *operands)
+
+
+@register_rule(knp.Add)
+def add(call: Call, *operands):
+    if is_join(call, operands):
+        return join(call, operands, call.operation.call)
     return elementwise(call, *operands)
 
 
@@ -89,6 +97,17 @@ def get_item(call: Call, x: Tensor, key):
 
     call.arguments = arguments
     return out
+
+
+@register_rule(knp.Take)
+def take(call: Call, x: Tensor, indices):
+    axis = call.operation.axis
+    if axis is None or isinstance(indices, Tensor) or np.ndim(indices) != 1:
+        return None
+    axis = axis % len(x.shape)
+    call.lock(x.labels[axis], f"picked one by one in {call.path!r}")
+    others = {a: x.labels[a] for a in x.labeled_axes if a != axis}
+    return Tensor(call.outputs[0].shape).with_labels(others)
 
 
 def _per_axis(key, rank: int) -> list | None:

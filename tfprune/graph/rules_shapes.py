@@ -12,6 +12,7 @@ from tfprune.graph.flows import (
     only_zeros,
     passed_on,
 )
+from tfprune.graph.joins import is_join, join
 from tfprune.graph.registry import register_rule
 from tfprune.graph.rules_layers import channel_axis
 from tfprune.graph.trace import Call, Tensor
@@ -102,9 +103,14 @@ def global_pooling(call: Call, x: Tensor, **kwargs):
     return channelwise(call, x, axis, axis if call.operation.keepdims else 1)
 
 
-@register_rule(
-    layers.Add, layers.Subtract, layers.Average, layers.Maximum, layers.Minimum
-)
+@register_rule(layers.Add)
+def add(call: Call, tensors):
+    if is_join(call, tensors):
+        return join(call, tensors, _of_list(call.operation.call))
+    return merge(call, tensors)
+
+
+@register_rule(layers.Subtract, layers.Average, layers.Maximum, layers.Minimum)
 def merge(call: Call, tensors):
     return elementwise(call, *tensors, function=_of_list(call.operation.call))
 

@@ -77,6 +77,7 @@ class Read:
 
     Attributes:
         x_axis: the axis of `x`; a grouped kernel has fewer rows than it has channels.
+        variable: the kernel; None where the channels are used as they are.
         labels: labels on the variable's axis.
         closed: function that returns which rows of the axis a gate has closed.
         adds_up: whether the rows of the axis are weights of one sum; those of a
@@ -157,6 +158,11 @@ class Call:
             read = Read(x, x_axis, variable, axis, labels, adds_up=adds_up)
             self.reads.append(read)
 
+    def use(self, x: Tensor, axis: int) -> None:
+        """States that the channels of `x` are used as they are, by no weights."""
+        read = Read(x, axis, None, axis, x.labels[axis], adds_up=False)
+        self.reads.append(read)
+
     def tie(self, *labels):
         """Makes all labels the same; a plain partner (None) keeps them all."""
         return self.trace.tie(*labels, reason=f"meets a fixed size in {self.path!r}")
@@ -203,9 +209,15 @@ class Trace:
     """One walk over a model with labels instead of numbers."""
 
     def __init__(
-        self, model, rule_of: Callable, open_call: Callable, normalization: str
+        self,
+        model,
+        rule_of: Callable,
+        open_call: Callable,
+        normalization: str,
+        residual: str,
     ):
         self.normalization = normalization
+        self.residual = residual
         self.atoms = Atoms()
         self.calls: list[Call] = []
         self.bindings: dict[tuple[int, int], Binding] = {}

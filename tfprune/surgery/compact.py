@@ -66,7 +66,7 @@ def compact(
     graph = as_graph(model)
     graph.check({} if masks is None else masks)
     if fold and masks is not None:
-        graph = Graph(with_constants(_without_gates(graph), masks), graph.normalization)
+        graph = graph.of(with_constants(_without_gates(graph), masks))
         masks = None
     model = graph.model
     values = None if masks is None else zeroed_values(graph, masks)
@@ -93,14 +93,14 @@ def _folded(graph: Graph) -> keras.Model:
 def _without_gates(graph: Graph) -> Graph:
     if not has_gates(graph.model):
         return graph
-    return Graph(strip(graph.model), graph.normalization)
+    return graph.of(strip(graph.model))
 
 
 def _compacted(graph: Graph, masks: Mapping | None) -> keras.Model:
     masks = dead_masks(graph) if masks is None else masks
     if has_gates(graph.model):
         plain = strip_gates(graph.model, _open_channels(graph, masks))
-        graph = Graph(plain, graph.normalization)
+        graph = graph.of(plain)
     return compact_unverified(graph, masks)
 
 

@@ -97,7 +97,7 @@ def with_constants(graph: Graph, masks) -> keras.Model:
         masks: group name to bool array.
     """
     model = copy_model(graph.model)
-    graph = Graph(model, graph.normalization)
+    graph = graph.of(model)
     gone = ~graph.keep(masks)
     scales = _scales_of(graph)
     scaled = np.zeros(len(gone), bool)
@@ -136,7 +136,8 @@ def _find_readers(graph: Graph) -> list[_Reader]:
     for call in graph.calls:
         for read in call.reads:
             reader = _reader(graph, call, read, known, normalizations)
-            key = (id(read.variable), read.axis)
+            owner = read if read.variable is None else read.variable
+            key = (id(owner), read.axis)
             first = readers.setdefault(key, reader)
             if first is not reader:
                 # A layer that is called twice has one set of weights for both.

@@ -1,0 +1,97 @@
+"""Sums whose parts lose channels of their own: `Graph(residual="independent")`."""
+
+import numpy as np
+from keras import ops
+
+from tfprune.graph.flows import constants_of
+from tfprune.graph.trace import Call, Tensor
+
+
+def is_join(call: Call, operands) -> bool:
+    """Whether a sum is of branches that are to be pruned independently."""
+    if call.trace.residual != "independent" or len(operands) < 2:
+        return False
+    if not all(isinstance(each, Tensor) for each in operands):
+        return False
+    out = call.outputs[0]
+    axes = {each.channel_axis for each in operands if each.channel_axis is not None}
+    if len(axes) != 1 or any(len(each.labeled_axes) > 1 for each in operands):
+        return False
+    (axis,) = axes
+    same_rank = all(len(each.shape) == len(out.shape) for each in operands)
+    return same_rank and all(each.shape[axis] == out.shape[axis] for each in operands)
+
+
+def join(call: Call, operands, function) -> Tensor:
+    """States that a sum keeps its width, whatever its parts lose.
+
+    Args:
+        call: the call.
+        operands: the `Tensor`s that are added.
+        function: their sum, as a function of arrays.
+    """
+    out = call.outputs[0]
+    labeled = [each for each in operands if each.channel_axis is not None]
+    axis = labeled[0].channel_axis
+    for each in labeled:
+        call.use(each, axis)
+    made = call.new_labels(out.shape[axis])
+    call.lock(made, "a sum of branches that are pruned on their own (`residual=`)")
+    result = Tensor(out.shape).with_labels({axis: made})
+    call.constants = constants_of(function, operands, result)
+
+    def spread(kept):
+        return lambda x, old: _spread(x, _stays(old, axis, kept), axis)
+
+    call.arguments = lambda kept, args, kwargs: _map_tensors(
+        spread(kept), args, kwargs, operands
+    )
+    return result
+
+
+def _map_tensors(function, args, kwargs, operands):
+    """Returns a call's arguments with a function run on each tensor in them."""
+    old = iter(operands)
+    if len(args) == 1 and isinstance(args[0], (list, tuple)):
+        return ([function(x, next(old)) for x in args[0]],), kwargs
+    args = tuple(function(x, next(old)) for x in args)
+    return args, {name: function(x, next(old)) for name, x in kwargs.items()}
+
+
+def _stays(tensor: Tensor, axis: int, kept) -> np.ndarray:
+    labels = tensor.labels[axis]
+    return np.ones(tensor.shape[axis], bool) if labels is None else kept(labels)
+
+
+def _spread(x, stays: np.ndarray, axis: int):
+    """Puts the channels of a tensor in their old places, zeros between them."""
+    if stays.all():
+        return x
+    places = np.flatnonzero(stays)
+    before, after = int(places[0]), int(len(stays) - 1 - places[-1])
+    widths = [(0, 0)] * len(x.shape)
+    if len(places) == places[-1] - places[0] + 1:
+        widths[axis] = before, after
+        return ops.pad(x, widths)
+    # One channel of zeros behind the others, picked for whatever is missing. Whole
+    # channels are picked two to three times as fast as single entries of them.
+    order = [axis, *(other for other in range(len(x.shape)) if other != axis)]
+    x = ops.pad(ops.transpose(x, order), [(0, 1), *[(0, 0)] * (len(x.shape) - 1)])
+    index = np.where(stays, np.cumsum(stays) - 1, len(places))
+    x = ops.take(x, index.tolist(), axis=0)
+    return ops.transpose(x, np.argsort(order).tolist())
+
+
+def scattered(graph, keep) -> int:
+    """Returns how many entries per sample are written to put zeros between channels.
+
+    Args:
+        graph: the `Graph`.
+        keep: bool array per unit, as of `Graph.keep`.
+    """
+    return sum(
+        int(np.prod(read.x.shape[1:], dtype=np.int64))
+        for call in graph.calls
+        for read in call.reads
+        if read.variable is None and not keep[graph.units(read.labels)].all()
+    )
