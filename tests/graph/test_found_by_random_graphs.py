@@ -2,6 +2,7 @@
 
 import checker
 import keras
+import pytest
 from invariants import check_all
 from keras import layers
 
@@ -26,3 +27,21 @@ def test_grouped_query_attention_on_another_stream_of_the_same_width():
     check(inputs, layers.Dense(2)(layers.Flatten()(layers.Conv1D(6, 1)(x))))
     y = layers.GroupQueryAttention(3, 4, 2)(query, value)
     check(inputs, layers.Dense(2)(layers.Flatten()(layers.Conv1D(6, 1)(y))))
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [
+        lambda x: layers.MultiHeadAttention(2, 2)(x, x),
+        lambda x: layers.GroupQueryAttention(2, 2, 1)(x, x),
+        lambda x: layers.Attention()([x, x]),
+        lambda x: layers.AdditiveAttention()([x, x]),
+    ],
+)
+def test_attention_over_places_that_are_channels_of_another_layer(attend):
+    """Its places got fewer, and what it made was taken to have all of them."""
+    inputs = keras.Input((6, 3))
+    x = layers.Permute((2, 1))(layers.Conv1D(4, 1)(inputs))
+    x = layers.Permute((2, 1))(layers.Dense(6, name="across")(x))
+    x = layers.Concatenate()([layers.Dense(4)(attend(x)), layers.Dense(4)(inputs)])
+    check(inputs, layers.Dense(3)(layers.Flatten()(x)))

@@ -96,6 +96,7 @@ def multi_head_attention(call: Call, query: Tensor, value: Tensor, key=None, **k
     if not _is_plain_attention(layer, kwargs) or len(query.shape) != 3:
         return None
     key = value if key is None else key
+    _keep_places(call, query, value, key)
     sources = [(layer._query_dense, query), (layer._key_dense, key)]
     sources += [(layer._value_dense, value)]
     heads = call.make(layer._query_dense.kernel, 1)
@@ -115,6 +116,12 @@ def multi_head_attention(call: Call, query: Tensor, value: Tensor, key=None, **k
         "output_shape": (_count(kept, made, layer._output_dense.kernel.shape[-1]),),
     }
     return call.outputs[0].with_labels({-1: made})
+
+
+def _keep_places(call: Call, *tensors: Tensor) -> None:
+    """Keeps the places of sequences: one of zeros is attended to as any other."""
+    for x in tensors:
+        call.lock_all(x, f"a place in {call.path!r}", but=len(x.shape) - 1)
 
 
 def _is_plain_attention(layer, kwargs: dict) -> bool:
@@ -163,6 +170,7 @@ def grouped_query_attention(
     if kwargs.get("return_attention_scores") or layer.use_gate:
         return None
     key = value if key is None else key
+    _keep_places(call, query, value, key)
     groups = call.make(layer._key_dense.kernel, 1)
     heads = None if groups is None else np.repeat(groups, layer.num_repeats)
     sources = [
@@ -200,6 +208,7 @@ def attention(call: Call, inputs, **kwargs):
     query, value, key = (*inputs, inputs[1])[:3]
     if len(call.outputs) != 1 or call.layer.score_mode != "dot":
         return None
+    _keep_places(call, query, value, key)
     for x in (query, key):
         call.lock(x.labels[-1], f"compared in {call.path!r}")
     places = [(query.shape[1], None), (value.shape[1], None)]
@@ -213,6 +222,7 @@ def additive_attention(call: Call, inputs, **kwargs):
     query, value, key = (*inputs, inputs[1])[:3]
     if len(call.outputs) != 1:
         return None
+    _keep_places(call, query, value, key)
     if call.layer.use_scale:
         call.tie(query.labels[-1], key.labels[-1])
         call.read(call.layer.scale, 0, query, -1)
