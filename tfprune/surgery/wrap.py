@@ -192,8 +192,9 @@ def _copy_without_gate(operation, counts):
     if not isinstance(operation, ChannelGate):
         return copy_operation_like(operation, plain=True)
     # A normalization without scale gets one, unless its gate is all open at 1.
-    has_scale = getattr(operation.layer, "scale", True) or operation.output_mask is None
-    if has_scale or np.all(operation.factors().numpy()[counts(operation)] == 1):
+    is_norm = isinstance(operation.layer, keras.layers.BatchNormalization)
+    needs_none = not is_norm or operation.layer.scale or operation.output_mask is None
+    if needs_none or np.all(operation.factors().numpy()[counts(operation)] == 1):
         return copy_operation_like(operation.layer, plain=True)
     return copy_operation_like(operation.layer, {"scale": True}, plain=True)
 
