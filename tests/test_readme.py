@@ -54,10 +54,10 @@ def test_table_calls_run(newcomer):
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for block in (blocks[0], blocks[5]):
         exec(block, names)
-    exec("from tfprune import *", names)
+    exec("from tfprune import *; from tfprune.importances import *", names)
     names.update(budget=names["Budget"](flops_reduction=0.3), gated=names["model"])
     names["my_scores"] = lambda group: np.arange(group.size)
     calls = re.findall(r"^\| [^|]+ \| `((?:select|Budget|compact)\(.*\))` \|$", text, re.MULTILINE)
-    assert len(calls) == 7
+    assert len(calls) == 8
     for call in calls:
         assert eval(call, names)

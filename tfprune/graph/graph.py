@@ -96,6 +96,10 @@ class Graph:
         for labels, reason in self._trace.locks:
             for root in np.unique(roots[labels]).tolist():
                 reasons.setdefault(root, reason)
+        bound = [roots[binding.labels] for binding in self._bindings]
+        bare = np.setdiff1d(roots, np.concatenate([*bound, []]).astype(roots.dtype))
+        for root in bare.tolist():
+            reasons.setdefault(root, "zeros that no weights make or read")
         free = np.ones(len(roots), bool)
         free[list(reasons)] = False
         heads = np.unique(roots[free[roots]]) if len(roots) else roots
