@@ -32,10 +32,8 @@ def test_weights_are_drawn_anew(make_residual):
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.7])
-def test_flops_go_with_the_square_of_the_width(target):
-    model = keras.applications.ResNet50(
-        weights=None, input_shape=(64, 64, 3), classes=10
-    )
+def test_flops_go_with_the_square_of_the_width(make_residual, target):
+    model = make_residual(64)
     width = tfprune.width_for(model, target)
     assert width == pytest.approx(np.sqrt(1 - target), abs=0.03)
     narrow = tfprune.scale_width(model, width)
