@@ -215,13 +215,19 @@ def _select_by_rule(graph: Graph, layers: Mapping, rule) -> Masks:
         layers: `{layer path: (units, scores)}`. Units in none of them stay.
         rule: name or callable of `tfprune.thresholds`.
     """
-    scores = {
-        path: np.asarray(each)[np.isfinite(each)] for path, (_, each) in layers.items()
-    }
+    for path, (_, each) in layers.items():
+        if np.isnan(each).any():
+            raise ValueError(
+                f"The scores of {path!r} are not numbers. Look for NaN weights there."
+            )
+    scores = {path: each[np.isfinite(each)] for path, (_, each) in layers.items()}
     found = thresholds.get(rule)(scores)
+    missing = [path for path in layers if path not in found]
+    if missing:
+        raise ValueError(f"The threshold rule gave none for layer {missing[0]!r}.")
     above = np.full(graph.num_units + 1, -np.inf)
     for path, (units, each) in layers.items():
-        np.maximum.at(above, units, np.asarray(each, np.float64) - found[path])
+        np.maximum.at(above, units, each.astype(np.float64) - found[path])
     above[np.isneginf(above)] = np.inf
     masks = {}
     for group, units in zip(graph.groups, graph.members, strict=True):

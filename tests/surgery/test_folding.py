@@ -285,6 +285,21 @@ def test_masked_channels_that_cannot_be_folded_go_altogether():
     assert small.layers[1].filters == sum(next(iter(masks.values())))
 
 
+def test_masked_channels_of_raw_variables_leave_the_model_as_it_was():
+    inputs = keras.Input((9, 9, 3))
+    kernel = keras.Variable(np.random.default_rng(0).normal(size=(8, 6)))
+    scale = keras.Variable(np.random.default_rng(1).normal(size=(6,)))
+    x = layers.Conv2D(8, 3, activation="sigmoid", name="conv")(inputs)
+    x = keras.ops.sigmoid(keras.ops.matmul(x, kernel) * scale)
+    model = checker.randomize(keras.Model(inputs, layers.Conv2D(3, 1)(x)))
+    masks = half(model)
+    before = kernel.numpy(), scale.numpy()
+    small = tfprune.compact(model, masks, fold=True)
+    np.testing.assert_array_equal(kernel.numpy(), before[0])
+    np.testing.assert_array_equal(scale.numpy(), before[1])
+    assert tfprune.cost(small).macs < 0.7 * tfprune.cost(model).macs
+
+
 def test_nothing_masked_changes_nothing(make_residual):
     model = checker.randomize(make_residual(8))
     masks = {

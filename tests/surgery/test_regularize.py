@@ -553,6 +553,17 @@ def test_rules_on_importances_without_layers(fresh):
 # Bad input ---------------------------------------------------------------------------
 
 
+def test_rules_on_scales_that_are_no_numbers(fresh):
+    fresh.get_layer("block1_a_bn").gamma.assign(np.full(8, np.nan))
+    with pytest.raises(ValueError, match="scores of 'block1_a_bn' are not numbers"):
+        tfprune.select(tfprune.Graph(fresh), "scale", threshold="valley")
+
+
+def test_a_rule_that_leaves_a_layer_out(fresh):
+    with pytest.raises(ValueError, match="gave none for layer"):
+        tfprune.select(tfprune.Graph(fresh), "scale", threshold=lambda scales: {})
+
+
 def test_a_second_regularizer_is_refused(fresh):
     model = tfprune.regularize(fresh, Polarization())
     with pytest.raises(ValueError, match="Polarization, on 'block1_a_bn' and others"):

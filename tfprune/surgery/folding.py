@@ -16,6 +16,7 @@ from tfprune.graph.constants import (
 from tfprune.graph.sums import SEPARABLE, constant_sums, has_borders
 from tfprune.graph.trace import Call, Read
 from tfprune.masks import Masks
+from tfprune.surgery.mask import apply_masks
 from tfprune.surgery.rebuild import copy_model
 from tfprune.surgery.rewrites import foldable_normalizations
 
@@ -103,12 +104,15 @@ def with_constants(graph: Graph, masks) -> keras.Model:
     scaled = np.zeros(len(gone), bool)
     for binding in scales:
         scaled[graph.units(binding.labels)] = True
-    makers = [b for b in graph.bindings if not b.read and len(b.variable.shape) > 1]
+    # Variables that belong to no layer are the user's own: the copy has them too.
+    own = [b for b in graph.bindings if id(b.variable) not in graph.literals]
+    makers = [b for b in own if not b.read and len(b.variable.shape) > 1]
     _set_zero(graph, scales, gone)
     _set_zero(graph, makers, gone & ~scaled)
     stuck = gone[:-1] & ~foldable_units(graph)
-    _set_zero(graph, graph.bindings, np.append(stuck, False))
-    return model
+    if not stuck.any():
+        return model
+    return apply_masks(graph, graph.masks_of(np.append(~stuck, True)))
 
 
 def _scales_of(graph: Graph) -> list:
