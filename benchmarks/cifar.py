@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import keras
+import loading
 import numpy as np
 import tensorflow as tf
 
@@ -42,18 +43,7 @@ def load(data_dir, hold_out=True):
         data_dir: a directory of TensorFlow Datasets; None downloads.
         hold_out: whether the images held out are not trained on.
     """
-    import tensorflow_datasets as tfds
-
-    (x, y), test = tfds.as_numpy(
-        tfds.load(
-            "cifar10",
-            split=["train", "test"],
-            data_dir=data_dir,
-            download=data_dir is None,
-            batch_size=-1,
-            as_supervised=True,
-        )
-    )
+    (x, y), test = loading.arrays("cifar10", data_dir)
     order = np.random.default_rng(0).permutation(len(x))
     x, y = x[order], y[order]
     first = HELD_OUT if hold_out else 0

@@ -25,6 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import keras
+import loading
 import numpy as np
 import published
 import structure
@@ -70,18 +71,7 @@ class Cut:
 
 def load(data_dir, number):
     """Returns MNIST at 14x14: so many training images, 2,000 for validation."""
-    import tensorflow_datasets as tfds
-
-    splits = tfds.as_numpy(
-        tfds.load(
-            "mnist",
-            split=["train", "test"],
-            data_dir=data_dir,
-            download=data_dir is None,
-            batch_size=-1,
-            as_supervised=True,
-        )
-    )
+    splits = loading.arrays("mnist", data_dir)
     (x, y), (test_x, test_y) = [(_halved(x), y) for x, y in splits]
     order = np.random.default_rng(0).permutation(len(x))[: number + 2_000]
     train, validation = order[:number], order[number:]

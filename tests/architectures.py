@@ -1,6 +1,6 @@
 """Networks that people use: all of keras.applications, and a few blocks of each kind."""
 
-from keras import Model, applications, layers
+from keras import Model, applications, layers, ops
 from keras.src.applications import (
     convnext,
     densenet,
@@ -179,3 +179,30 @@ SMALL = {
     "vgg": _vgg,
     "xception": _xception,
 }
+
+
+def resnet56(shortcut="projection"):
+    """The ResNet-56 for CIFAR-10, with convolutions in its shortcuts or "padding"."""
+    inputs = layers.Input((32, 32, 3))
+    x = layers.ReLU()(_conv_bn(inputs, 16, 3, 1, "stem"))
+    for stage, width in enumerate((16, 32, 64)):
+        for block in range(9):
+            strides = 2 if stage and not block else 1
+            name = f"stage{stage}_block{block}"
+            y = layers.ReLU()(_conv_bn(x, width, 3, strides, f"{name}_first"))
+            y = _conv_bn(y, width, 3, 1, f"{name}_second")
+            if strides > 1 and shortcut == "projection":
+                x = _conv_bn(x, width, 1, strides, f"{name}_shortcut")
+            elif strides > 1:
+                widths = ((0, 0),) * 3 + ((width // 4, width // 4),)
+                x = ops.pad(x[:, ::2, ::2], widths)
+            x = layers.ReLU()(layers.Add(name=f"{name}_add")([x, y]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return Model(inputs, layers.Dense(10, name="logits")(x))
+
+
+def _conv_bn(x, width, size, strides, name):
+    x = layers.Conv2D(
+        width, size, strides, padding="same", use_bias=False, name=f"{name}_conv"
+    )(x)
+    return layers.BatchNormalization(name=f"{name}_bn")(x)

@@ -1,7 +1,7 @@
 """Networks that papers published, rebuilt from their widths: sizes and costs."""
 
-import keras
 import numpy as np
+from architectures import resnet56
 from keras import layers
 
 import tfprune
@@ -13,30 +13,6 @@ GATE_DECORATOR = (
     (25, 8, 6, 3, 3, 3, 3, 5, 3),
     (60, 23, 25, 23, 23, 9, 22, 22, 13),
 )
-
-
-def resnet56():
-    """The ResNet-56 for CIFAR-10 with convolutions in its shortcuts."""
-    inputs = layers.Input((32, 32, 3))
-    x = layers.ReLU()(_conv(inputs, 16, 3, 1, "stem"))
-    for stage, width in enumerate((16, 32, 64)):
-        for block in range(9):
-            stride = 2 if stage and not block else 1
-            name = f"stage{stage}_block{block}"
-            y = layers.ReLU()(_conv(x, width, 3, stride, f"{name}_first"))
-            y = _conv(y, width, 3, 1, f"{name}_second")
-            if stride > 1:
-                x = _conv(x, width, 1, stride, f"{name}_shortcut")
-            x = layers.ReLU()(layers.Add()([x, y]))
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10, name="logits")(x))
-
-
-def _conv(x, width, size, stride, name):
-    x = layers.Conv2D(
-        width, size, stride, padding="same", use_bias=False, name=f"{name}_conv"
-    )(x)
-    return layers.BatchNormalization(name=f"{name}_bn")(x)
 
 
 def thop(model):

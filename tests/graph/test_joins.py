@@ -1,4 +1,4 @@
-"""residual="independent": branches lose channels of their own, sums keep their width."""
+"""residual="independent": branches lose channels of their own, sums none."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ import checker
 import keras
 import numpy as np
 import pytest
+from architectures import resnet56
 from keras import layers, ops
 
 import tfprune
@@ -201,35 +202,18 @@ def test_published_networks():
 
 def test_resnet56_by_blocks():
     """As wide as it was between blocks, each block with a mask of its own."""
-    inputs = layers.Input((32, 32, 3))
-    x = layers.Conv2D(16, 3, padding="same", name="stem")(inputs)
-    for stage, width in enumerate((16, 32, 64)):
-        for block in range(9):
-            strides = 2 if stage and not block else 1
-            name = f"{stage}_{block}"
-            y = layers.Conv2D(width, 3, strides, "same", name=f"{name}_conv1")(x)
-            y = layers.ReLU()(layers.BatchNormalization()(y))
-            y = layers.Conv2D(width, 3, 1, "same", name=f"{name}_conv2")(y)
-            y = layers.BatchNormalization()(y)
-            if strides == 2:
-                x = x[:, ::2, ::2]
-                x = ops.pad(x, ((0, 0),) * 3 + ((width // 4, width // 4),))
-            x = layers.ReLU()(layers.Add(name=f"{name}_add")([x, y]))
-    outputs = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
-    model = checker.randomize(keras.Model(inputs, outputs))
+    model = checker.randomize(resnet56("padding"))
     graph = Graph(model, residual="independent")
-    names = {f"{s}_{b}_conv{k}" for s in range(3) for b in range(9) for k in (1, 2)}
-    assert {group.name for group in graph.groups} == names | {"stem"}
+    blocks = [f"stage{stage}_block{block}" for stage in range(3) for block in range(9)]
+    names = {f"{each}_{place}_conv" for each in blocks for place in ("first", "second")}
+    assert {group.name for group in graph.groups} == names | {"stem_conv"}
     masks = half(graph)
     small = check(model, graph, masks)
-    assert len({masks[f"0_{b}_conv2"].tobytes() for b in range(9)}) == 9
-    for stage, width in enumerate((16, 32, 64)):
-        for block in range(9):
-            name = f"{stage}_{block}"
-            assert small.get_layer(f"{name}_add").output.shape[-1] == width
-            assert (
-                small.get_layer(f"{name}_conv2").filters == masks[f"{name}_conv2"].sum()
-            )
+    assert len({masks[f"{each}_second_conv"].tobytes() for each in blocks[:9]}) == 9
+    for each in blocks:
+        kept = masks[f"{each}_second_conv"]
+        assert small.get_layer(f"{each}_second_conv").filters == kept.sum()
+        assert small.get_layer(f"{each}_add").output.shape[-1] == len(kept)
 
 
 def test_bad_residual(model):

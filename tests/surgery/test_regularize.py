@@ -7,6 +7,7 @@ import checker
 import keras
 import numpy as np
 import pytest
+from architectures import resnet56
 from keras import layers
 
 import tfprune
@@ -221,35 +222,15 @@ def test_the_layers_of_published_networks(build, expected):
     assert {norm.name for norm in regularized(model)} == expected
 
 
-def resnet56(shortcut):
-    """ResNet-56 for 32x32 images, layers named as `stage_block_bn`."""
-    inputs = x = layers.Input((32, 32, 3))
-
-    def conv_bn(x, width, size, strides, name):
-        x = layers.Conv2D(width, size, strides, "same", use_bias=False)(x)
-        return layers.BatchNormalization(name=name)(x)
-
-    x = layers.ReLU()(conv_bn(x, 16, 3, 1, "stem"))
-    for stage, width in enumerate((16, 32, 64)):
-        for block in range(9):
-            strides = 2 if stage and not block else 1
-            name = f"{stage}_{block}"
-            y = layers.ReLU()(conv_bn(x, width, 3, strides, f"{name}_bn1"))
-            y = conv_bn(y, width, 3, 1, f"{name}_bn2")
-            if strides == 2 and shortcut == "projection":
-                x = conv_bn(x, width, 1, 2, f"{name}_projection")
-            elif strides == 2:
-                x = x[:, ::2, ::2]
-                x = keras.ops.pad(x, ((0, 0),) * 3 + ((width // 4, width // 4),))
-            x = layers.ReLU()(layers.Add()([x, y]))
-    x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
-    return keras.Model(inputs, x)
-
-
 @pytest.mark.parametrize("shortcut", ["padding", "projection"])
 def test_the_layers_of_resnet56(shortcut):
     model = tfprune.regularize(resnet56(shortcut), Polarization())
-    names = {f"{s}_{b}_bn{k}" for s in range(3) for b in range(9) for k in (1, 2)}
+    names = {
+        f"stage{stage}_block{block}_{place}_bn"
+        for stage in range(3)
+        for block in range(9)
+        for place in ("first", "second")
+    }
     assert {norm.name for norm in regularized(model)} == names
     # All are clipped, the stem and projections too.
     assert all(isinstance(norm.gamma.constraint, Clip) for norm in norms(model))
