@@ -38,3 +38,17 @@ def data(number=128, seed=0):
 
 def validation():
     return data(64, 1)
+
+
+class FailsOnce(keras.callbacks.Callback):
+    """Writes the epochs that begin to a file, and fails in the second one, once."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_begin(self, epoch, logs=None):
+        seen = self.path.read_text() if self.path.exists() else ""
+        self.path.write_text(f"{seen}{epoch} ")
+        if epoch == 1 and seen.count("1") == 0:
+            raise RuntimeError("lost")

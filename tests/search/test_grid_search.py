@@ -92,12 +92,10 @@ def test_what_is_shown(capsys):
     assert f"{result.best.accuracy:.4f}" in printed
 
 
-@pytest.mark.filterwarnings("ignore:The scales of these")
-def test_on_ray(tmp_path):
-    pytest.importorskip("ray")
-    import ray
-
-    here = run(search(max_trials=4))
+@pytest.fixture(scope="module")
+def cluster():
+    """A local Ray cluster of two workers, which can import the jobs."""
+    ray = pytest.importorskip("ray")
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     ray.init(
         num_cpus=2,
@@ -105,10 +103,14 @@ def test_on_ray(tmp_path):
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": path}},
     )
-    try:
-        result = run(search(directory=tmp_path, max_trials=4), workers=2)
-    finally:
-        ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore:The scales of these")
+def test_on_ray(cluster, tmp_path):
+    here = run(search(max_trials=4))
+    result = run(search(directory=tmp_path, max_trials=4), workers=2)
     assert result.is_met
     # The same trials with the same numbers, whatever process they ran in.
     local = {(x.strength, x.t): x.flops_reduction for x in here.trials}
@@ -119,6 +121,18 @@ def test_on_ray(tmp_path):
     )
     states = list(tmp_path.rglob("state.keras"))
     assert len(states) >= len(result.trials)
+
+
+@pytest.mark.filterwarnings("ignore:The scales of these")
+def test_a_trial_that_is_lost_on_ray_goes_on(cluster, tmp_path):
+    fails = search_jobs.FailsOnce(tmp_path / "epochs")
+    arguments = {"max_trials": 1, "directory": tmp_path / "search"}
+    result = run(search(**arguments), workers=1, callbacks=[fails])
+    # The second epoch began twice, the first was not trained again.
+    assert (tmp_path / "epochs").read_text().split() == ["0", "1", "1"]
+    here = run(search(max_trials=1))
+    (trial,), (expected,) = result.trials, here.trials
+    assert trial.flops_reduction == pytest.approx(expected.flops_reduction, abs=0.05)
 
 
 @pytest.mark.parametrize(
