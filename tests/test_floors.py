@@ -12,14 +12,15 @@ FLOORS = {
     0: ("masks", "schedules", "straight_through", "thresholds"),
     1: ("regularizers", "constraints", "optimizers", "layers"),
     2: ("graph", "costs"),
-    3: ("importances", "selection", "shares", "surgery"),
+    3: ("cuts", "importances", "selection", "shares", "surgery"),
     4: ("training", "callbacks", "runtime"),
     5: ("pruning", "search", "sensitivities", "lottery"),
     6: ("reports", "exporting", "sparse_files", "benchmarking", "compat"),
     7: ("cli", "__main__", "__init__"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-DECIDING, CHANGING = {"importances", "selection", "shares"}, {"surgery"}
+DECIDING = {"cuts", "importances", "selection", "shares"}
+CHANGING = {"surgery"}
 # The homes of private Keras API, each pinned by a test of its own.
 PRIVATE_KERAS = {"graph/nodes.py", "graph/rules_ops.py"}
 HEAVY = (

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tfprune import importances, thresholds
+from tfprune import importances
 from tfprune.costs import Counter
+from tfprune.cuts import select_above, select_by_rule
 from tfprune.graph import Graph
 from tfprune.masks import Masks
 
@@ -153,14 +154,14 @@ def select(
     importance = importances.get(importance)
     is_rule = isinstance(threshold, str) or callable(threshold)
     if is_rule and hasattr(importance, "by_layer"):
-        return _select_by_rule(graph, importance.by_layer(graph), threshold)
+        return select_by_rule(graph, importance.by_layer(graph), threshold)
     scores = _checked_scores(graph, importance(graph))
     if is_rule:
         groups = zip(graph.groups, graph.members, strict=True)
         layers = {g.name: (units, scores[g.name]) for g, units in groups}
-        return _select_by_rule(graph, layers, threshold)
+        return select_by_rule(graph, layers, threshold)
     if threshold is not None:
-        return _select_above(graph, scores, threshold)
+        return select_above(graph, scores, threshold)
     budget = budget or Budget()
     if budget.target is None and not by_fraction:
         raise ValueError(
@@ -193,47 +194,6 @@ def _checked_scores(graph: Graph, scores) -> dict[str, np.ndarray]:
             )
         checked[group.name] = array
     return checked
-
-
-def _select_above(graph: Graph, scores, threshold: float) -> Masks:
-    if not np.isfinite(threshold):
-        raise ValueError(f"`threshold` must be finite. Received: {threshold}")
-    masks = {}
-    for group in graph.groups:
-        score = scores[group.name]
-        masks[group.name] = (score > threshold) | (
-            np.arange(group.size) == score.argmax()
-        )
-    return Masks(masks)
-
-
-def _select_by_rule(graph: Graph, layers: Mapping, rule) -> Masks:
-    """Keeps the units that lie above the threshold of one of their layers.
-
-    Args:
-        graph: the `Graph`.
-        layers: `{layer path: (units, scores)}`. Units in none of them stay.
-        rule: name or callable of `tfprune.thresholds`.
-    """
-    for path, (_, each) in layers.items():
-        if np.isnan(each).any():
-            raise ValueError(
-                f"The scores of {path!r} are not numbers. Look for NaN weights there."
-            )
-    scores = {path: each[np.isfinite(each)] for path, (_, each) in layers.items()}
-    found = thresholds.get(rule)(scores)
-    missing = [path for path in layers if path not in found]
-    if missing:
-        raise ValueError(f"The threshold rule gave none for layer {missing[0]!r}.")
-    above = np.full(graph.num_units + 1, -np.inf)
-    for path, (units, each) in layers.items():
-        np.maximum.at(above, units, each.astype(np.float64) - found[path])
-    above[np.isneginf(above)] = np.inf
-    masks = {}
-    for group, units in zip(graph.groups, graph.members, strict=True):
-        own = above[units]
-        masks[group.name] = (own > 0) | (np.arange(group.size) == own.argmax())
-    return Masks(masks)
 
 
 def _fractions(graph: Graph, scope) -> dict[str, float]:
