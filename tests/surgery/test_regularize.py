@@ -317,6 +317,38 @@ def test_kernels(fresh, images):
     )
 
 
+@pytest.mark.parametrize("function", [tfprune.strip, tfprune.compact])
+def test_kernels_of_every_kind(tmp_path, function):
+    inputs = layers.Input((8, 8, 3))
+    x = layers.SeparableConv2D(6, 3, pointwise_regularizer="l2", name="a")(inputs)
+    x = layers.DepthwiseConv2D(3, name="b")(layers.ReLU()(x))
+    twice = layers.Conv2D(6, 1, kernel_regularizer="l2", name="c")
+    x = layers.Conv2DTranspose(5, 3, name="d")(twice(twice(x)))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalMaxPooling2D()(x)))
+    new = tfprune.regularize(model, GroupHoyerSquare(0.1))
+    regularizer = GroupHoyerSquare(0.1)
+    kernels = [model.get_layer("a").pointwise_kernel]
+    kernels += [model.get_layer(name).kernel for name in "cd"]
+    added = sum(float(regularizer(keras.ops.convert_to_tensor(k))) for k in kernels)
+    assert loss_of(new) == pytest.approx(loss_of(model) + added, rel=1e-5)
+    new.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert loss_of(again) == pytest.approx(loss_of(new))
+    plain = function(new)
+    assert "tfprune" not in plain.to_json()
+    assert loss_of(plain) == pytest.approx(loss_of(model))
+
+
+def test_no_scale_that_can_be_turned_is_said():
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Concatenate()([layers.Conv2D(4, 3)(inputs) for _ in range(2)])
+    x = layers.Conv2D(2, 1)(layers.ReLU()(layers.BatchNormalization()(x)))
+    model = checker.randomize(keras.Model(inputs, x))
+    norms(model)[0].gamma.assign(-np.ones(8))
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="has no scales"):
+        tfprune.regularize(model, Polarization(), layers="batch*")
+
+
 # In training -------------------------------------------------------------------------
 
 

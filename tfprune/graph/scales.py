@@ -5,9 +5,9 @@ import numpy as np
 
 from tfprune.graph.gates import GatePlaces, Member
 from tfprune.graph.graph import Graph
+from tfprune.graph.sums import DEPTHWISE
 from tfprune.layers import ChannelGate
 
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _PASSING = ("Dropout", "Identity", "SpatialDropout1D", "SpatialDropout2D")
 
 
@@ -84,7 +84,7 @@ class Roles:
     def is_depthwise(self, path: str) -> bool:
         """Whether the layer's channels are those of the layer before, one by one."""
         maker = self.maker(path)
-        return maker is not None and isinstance(maker.layer, _DEPTHWISE)
+        return maker is not None and isinstance(maker.layer, DEPTHWISE)
 
     def is_regularized(self, path: str) -> bool:
         """Whether a sparsity regularizer acts on the layer's scales by default."""
@@ -109,12 +109,8 @@ class Roles:
         if any(_is_addition(call) for call in after):
             return False
         readers = filter(self._has_kernel, after)
-        return not any(
-            map(
-                self._has_kernel,
-                (x for call in readers for x in self._downstream(call)),
-            )
-        )
+        later = (call for reader in readers for call in self._downstream(reader))
+        return not any(map(self._has_kernel, later))
 
     def _is_projection(self, path: str) -> bool:
         """Whether it ends a branch or a bottleneck: 1x1, and no activation behind."""
@@ -136,10 +132,10 @@ class Roles:
         return call.path in self._with_kernels
 
     def _upstream(self, call) -> list:
-        return self._reached([call], lambda c: self._makers_of(c))
+        return _reached(call, self._makers_of)
 
     def _downstream(self, call) -> list:
-        return self._reached([call], lambda c: self._readers_of(c))
+        return _reached(call, self._readers_of)
 
     def _makers_of(self, call) -> list:
         return [self._maker[id(x)] for x in call.inputs if id(x) in self._maker]
@@ -147,14 +143,16 @@ class Roles:
     def _readers_of(self, call) -> list:
         return [r for x in call.outputs for r in self._readers.get(id(x), ())]
 
-    def _reached(self, pending: list, step) -> list:
-        seen = {}
-        while pending:
-            for call in step(pending.pop()):
-                if id(call) not in seen:
-                    seen[id(call)] = call
-                    pending.append(call)
-        return list(seen.values())
+
+def _reached(call, step) -> list:
+    """Returns all calls that repeated steps from a call lead to."""
+    seen, pending = {}, [call]
+    while pending:
+        for each in step(pending.pop()):
+            if id(each) not in seen:
+                seen[id(each)] = each
+                pending.append(each)
+    return list(seen.values())
 
 
 def _is_addition(call) -> bool:

@@ -9,9 +9,10 @@ from tfprune.regularizers.network_slimming import NetworkSlimming
 from tfprune.regularizers.over_scales import OverScales
 from tfprune.regularizers.polarization import Polarization
 from tfprune.regularizers.push import push, strength_for_push
-from tfprune.regularizers.shared import Share, SharedTerm
+from tfprune.regularizers.shared import Beside, Share, SharedTerm
 
 __all__ = [
+    "Beside",
     "GroupHoyerSquare",
     "HoyerSquare",
     "NetworkSlimming",

@@ -68,6 +68,29 @@ class SharedTerm:
 
 
 @keras.saving.register_keras_serializable("tfprune")
+class Beside(keras.regularizers.Regularizer):
+    """A regularizer that tfprune has put beside a variable's own.
+
+    Args:
+        added: the regularizer.
+        regularizer: the variable's own regularizer. Defaults to None.
+    """
+
+    def __init__(self, added, regularizer=None):
+        self.added = keras.regularizers.get(added)
+        self.regularizer = keras.regularizers.get(regularizer)
+
+    def __call__(self, x):
+        own = 0.0 if self.regularizer is None else self.regularizer(x)
+        return self.added(x) + own
+
+    def get_config(self):
+        own = self.regularizer and keras.regularizers.serialize(self.regularizer)
+        added = keras.regularizers.serialize(self.added)
+        return {"added": added, "regularizer": own}
+
+
+@keras.saving.register_keras_serializable("tfprune")
 class Share(keras.regularizers.Regularizer):
     """What one variable holds of a term over several.
 

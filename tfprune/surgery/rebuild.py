@@ -22,10 +22,15 @@ from tfprune.graph.nodes import (
     tree,
 )
 from tfprune.graph.subclassed import as_recorded
-from tfprune.regularizers import Share
+from tfprune.regularizers import Beside, Share
 
 # What tfprune sets on layers, and where each keeps what the layer had before.
-_ADDED = {ZeroSlices: "constraint", Clip: "constraint", Share: "regularizer"}
+_ADDED = {
+    ZeroSlices: "constraint",
+    Clip: "constraint",
+    Share: "regularizer",
+    Beside: "regularizer",
+}
 
 
 class Rebuilder:

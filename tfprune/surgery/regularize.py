@@ -9,9 +9,10 @@ import numpy as np
 from tfprune.constraints import Clip
 from tfprune.graph import Graph
 from tfprune.graph.scales import Roles, scale_variable, scaled_members
+from tfprune.graph.sums import DEPTHWISE, SEPARABLE
 from tfprune.layers import GATED_TYPES, ChannelGate
 from tfprune.layers.channel_gate import scaled_outputs
-from tfprune.regularizers import OverScales, Share, SharedTerm
+from tfprune.regularizers import Beside, OverScales, Share, SharedTerm
 from tfprune.surgery.rebuild import copy_model
 from tfprune.surgery.wrap import prune_wrap
 
@@ -100,15 +101,27 @@ def _on_kernels(graph: Graph, regularizer, patterns) -> keras.Model:
     kernels = {
         call.path: call.layer
         for call in graph.calls
-        if call.path in made and isinstance(call.layer, GATED_TYPES)
+        if call.path in made
+        and isinstance(call.layer, GATED_TYPES)
+        and not isinstance(call.layer, DEPTHWISE)
     }
     chosen = _chosen(graph, list(kernels), set(kernels), patterns)
     new = copy_model(graph.model)
-    for call in Graph(new).calls:
-        if call.path in chosen:
-            layer = call.layer
-            layer.kernel_regularizer = layer.kernel.regularizer = regularizer
+    # A layer that is called several times has one kernel.
+    layers = {call.path: call.layer for call in Graph(new).calls if call.path in chosen}
+    for layer in layers.values():
+        kernel, name = _kernel_of(layer)
+        both = Beside(regularizer, kernel.regularizer)
+        kernel.regularizer = both
+        setattr(layer, f"{name}_regularizer", both)
     return new
+
+
+def _kernel_of(layer):
+    """Returns the kernel that makes a layer's channels, and its arguments' prefix."""
+    if isinstance(layer, SEPARABLE):
+        return layer.pointwise_kernel, "pointwise"
+    return layer.kernel, "kernel"
 
 
 def _refuse_second(graph: Graph, members) -> None:
@@ -187,7 +200,7 @@ class _Scales:
     def clip(self, regularizer: OverScales) -> OverScales:
         """Holds all scales in `[0, upper]`; returns the regularizer with its `upper`."""
         variables = [scale_variable(layer) for layer in self._layers.values()]
-        largest = max(float(v.numpy().max()) for v in variables)
+        largest = max((float(v.numpy().max()) for v in variables), default=0.0)
         upper = regularizer.upper
         if upper is None:
             upper = max(1.0, largest)
