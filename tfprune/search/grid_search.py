@@ -31,7 +31,8 @@ class GridSearch:
         max_trials: int. Defaults to 12.
         threshold: what prunes, as `tfprune.select` takes it. Defaults to `"valley"`.
         directory: where finished trials, and those under way, are kept, so that a
-            search that was stopped goes on. None keeps nothing.
+            search that was stopped goes on. Its trials count whatever `run` is given
+            next: one directory for one search. None keeps nothing.
         seed: int: every trial starts from it. Defaults to 0.
 
     Source: Zhuang et al., "Neuron-level structured pruning using polarization
