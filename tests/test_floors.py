@@ -9,17 +9,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tfprune"
 FLOORS = {
-    0: ("masks", "schedules", "straight_through", "thresholds"),
+    0: ("masks", "schedules", "straight_through", "thresholds", "largest"),
     1: ("regularizers", "constraints", "optimizers", "layers"),
     2: ("graph", "costs"),
-    3: ("cuts", "importances", "selection", "shares", "surgery"),
+    3: ("cuts", "weight_cuts", "importances", "selection", "shares", "surgery"),
     4: ("training", "callbacks", "runtime"),
     5: ("pruning", "search", "sensitivities", "lottery"),
     6: ("reports", "exporting", "sparse_files", "benchmarking", "compat"),
     7: ("cli", "__main__", "__init__"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-DECIDING = {"cuts", "importances", "selection", "shares"}
+DECIDING = {"cuts", "weight_cuts", "importances", "selection", "shares"}
 CHANGING = {"surgery"}
 # The homes of private Keras API, each pinned by a test of its own.
 PRIVATE_KERAS = {"graph/nodes.py", "graph/rules_ops.py"}

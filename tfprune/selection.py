@@ -8,8 +8,9 @@ import numpy as np
 from tfprune import importances
 from tfprune.costs import Counter
 from tfprune.cuts import select_above, select_by_rule
-from tfprune.graph import Graph
+from tfprune.graph import Graph, WeightGraph
 from tfprune.masks import Masks
+from tfprune.weight_cuts import select_weights
 
 _TARGETS = ("flops_reduction", "params_reduction", "sparsity")
 
@@ -18,13 +19,17 @@ _TARGETS = ("flops_reduction", "params_reduction", "sparsity")
 class Budget:
     """How much goes: a floor on what is removed, and floors on what stays.
 
-    At most one of the three targets is given; the smallest choice that meets it is
+    At most one of the four targets is given; the smallest choice that meets it is
     taken.
 
     Args:
         flops_reduction: fraction of multiply-accumulates to remove, in [0, 1).
         params_reduction: fraction of weights to remove, in [0, 1).
-        sparsity: fraction of the prunable units (channels) to remove, in [0, 1).
+        sparsity: fraction of the prunable units to remove (channels; single weights
+            with a graph of those), in [0, 1).
+        n_of_m: `(n, m)`, for graphs of single weights: of every m weights in a row
+            along the input axis of a kernel the n best stay, such as `(2, 4)`. Kernels
+            without one, as of depthwise convolutions and `Embedding`, stay whole.
         max_sparsity: largest fraction removed from any one group, in [0, 1], or
             `{path pattern: fraction}`, where the first pattern that matches a group
             counts and 0 keeps it whole; None for no such cap. The papers' floor of
@@ -32,6 +37,8 @@ class Budget:
         min_channels: units that stay in every group, at least 1.
         multiple_of: kept units of a group are rounded up to a multiple of this
             (8 or 16 suit vector units), as far as the group has them.
+        in_force: fraction of what `n_of_m` removes that is to go, in [0, 1]: those with
+            the lowest scores. Schedules set it. Defaults to 1.
 
     Raises:
         ValueError: for fractions outside their range or several targets.
@@ -47,13 +54,17 @@ class Budget:
     max_sparsity: float | Mapping[str, float] | None = None
     min_channels: int = 1
     multiple_of: int = 1
+    n_of_m: tuple[int, int] | None = None
+    in_force: float = 1.0
 
     def __post_init__(self):
         given = [name for name in _TARGETS if getattr(self, name) is not None]
-        if len(given) > 1:
+        if len(given) + (self.n_of_m is not None) > 1:
+            given += ["n_of_m"] * (self.n_of_m is not None)
             raise ValueError(f"A budget has one target. Received: {', '.join(given)}.")
         for name in given:
             _check_fraction(name, getattr(self, name))
+        _check_n_of_m(self.n_of_m)
         caps = self.max_sparsity
         for cap in caps.values() if isinstance(caps, Mapping) else [caps]:
             if cap is not None and not (_is_number(cap) and 0 <= cap <= 1):
@@ -74,14 +85,27 @@ class Budget:
         for name in _TARGETS:
             if getattr(self, name) is not None:
                 return name, getattr(self, name)
-        return None
+        return None if self.n_of_m is None else ("n_of_m", self.in_force)
 
     def scaled(self, fraction: float) -> "Budget":
         """Returns this budget with `fraction` of its target, as a schedule asks for."""
         if self.target is None:
             return self
         name, value = self.target
+        name = "in_force" if name == "n_of_m" else name
         return replace(self, **{name: value * fraction})
+
+
+def _check_n_of_m(n_of_m) -> None:
+    if n_of_m is None:
+        return
+    pair = n_of_m if isinstance(n_of_m, (tuple, list)) else ()
+    are_ints = [isinstance(n, (int, np.integer)) for n in pair]
+    if len(pair) != 2 or not all(are_ints) or not 0 < pair[0] < pair[1]:
+        raise ValueError(
+            "`n_of_m` must be two ints with 0 < n < m: of every m weights n stay, such "
+            f"as (2, 4). Received: n_of_m={n_of_m!r}"
+        )
 
 
 def _is_number(value) -> bool:
@@ -120,7 +144,9 @@ def select(
             below in every layer of its group. Exactly one of budget and threshold is
             given; a `scope` of fractions may stand alone.
         scope: `"global"` ranks all units together; `"uniform"` removes the same
-            fraction of every group; `{path pattern: fraction}` removes that fraction
+            fraction of every group; `"erk"`, for single weights, keeps more of small
+            kernels (Erdos-Renyi-Kernel densities: the sum of a kernel's sizes over
+            their product, times one factor); `{path pattern: fraction}` removes that fraction
             of the groups that match (the first pattern counts, others stay whole),
             all scaled by one factor if the budget has a target.
 
@@ -146,13 +172,20 @@ def select(
             "Pass exactly one of `budget` and `threshold`. "
             f"Received: budget={budget}, threshold={threshold}."
         )
-    if not by_fraction and scope not in ("global", "uniform"):
+    is_weights = isinstance(graph, WeightGraph)
+    scopes = ("global", "uniform", *["erk"] * is_weights)
+    if not by_fraction and scope not in scopes:
         raise ValueError(
-            '`scope` must be "global", "uniform" or {path pattern: fraction}. '
+            f"`scope` must be one of {scopes} or {{path pattern: fraction}}. "
             f"Received: scope={scope!r}"
         )
-    importance = importances.get(importance)
+    importance = importances.get(importance, graph.unit)
     is_rule = isinstance(threshold, str) or callable(threshold)
+    if is_rule and is_weights:
+        raise ValueError(
+            "Rules find a threshold between the scores of channels; for single weights "
+            f"it is a number. Received: threshold={threshold!r}"
+        )
     if is_rule and hasattr(importance, "by_layer"):
         return select_by_rule(graph, importance.by_layer(graph), threshold)
     scores = _checked_scores(graph, importance(graph))
@@ -167,6 +200,19 @@ def select(
         raise ValueError(
             "`budget` needs a target: flops_reduction, params_reduction or sparsity. "
             f"Received: {budget}"
+        )
+    if is_weights:
+        least = np.array([g.size for g in graph.groups]) - most_removed(graph, budget)
+        fractions = (
+            scope
+            if not by_fraction and scope != "uniform"
+            else _fractions(graph, scope)
+        )
+        return select_weights(graph, scores, least, budget, fractions)
+    if budget.n_of_m is not None:
+        raise ValueError(
+            "`n_of_m` is a pattern of single weights. Received: a graph with "
+            f'unit={graph.unit!r}. Pass `Graph(model, unit="weight")`.'
         )
     ranking = _Ranking(graph, scores, budget)
     if scope == "global":
@@ -187,7 +233,8 @@ def _checked_scores(graph: Graph, scores) -> dict[str, np.ndarray]:
                 f"The scores of group {group.name!r} must have shape ({group.size},). "
                 f"Received: {array.shape}"
             )
-        if np.isnan(array).any() or np.isneginf(array).any():
+        # The smallest of numbers with NaN among them is NaN.
+        if not array.min() > -np.inf:
             raise ValueError(
                 f"The scores of group {group.name!r} are not numbers. Look for NaN or "
                 f"infinite weights in {', '.join(group.layers[:4])}."

@@ -9,8 +9,10 @@ from tfprune import training
 from tfprune.costs import cost
 from tfprune.graph import Graph
 from tfprune.selection import Budget
-from tfprune.surgery import has_gates, set_masks
-from tfprune.surgery.mask import dead_masks, gate_masks
+from tfprune.surgery import has_gates, masks_in, set_masks
+from tfprune.surgery.gates import has_kernel_gates
+from tfprune.surgery.mask import gate_masks
+from tfprune.weight_cuts import removed_weights
 
 
 class BudgetedCallback(keras.callbacks.Callback):
@@ -18,9 +20,13 @@ class BudgetedCallback(keras.callbacks.Callback):
 
     Args:
         budget: a `tfprune.Budget` with a target.
+        block: size of the blocks of weights that go together, see `tfprune.Graph`.
     """
 
-    def __init__(self, budget):
+    # The kinds of gates that the callback can close.
+    units = ("channel",)
+
+    def __init__(self, budget, block=None):
         super().__init__()
         if not isinstance(budget, Budget) or budget.target is None:
             raise ValueError(
@@ -28,6 +34,7 @@ class BudgetedCallback(keras.callbacks.Callback):
                 f"`tfprune.Budget(flops_reduction=0.5)`. Received: budget={budget!r}"
             )
         self.budget = budget
+        self.block = block
 
     def set_model(self, model):
         super().set_model(model)
@@ -41,27 +48,42 @@ class BudgetedCallback(keras.callbacks.Callback):
                 f"Received: model={self.model.name!r}. Train "
                 "`tfprune.prune_wrap(model)`, which computes the same, and compile it."
             )
-        self.graph = Graph(self.model)
-        self._dense = cost(self.graph)
+        unit = "weight" if has_kernel_gates(self.model) else "channel"
+        if unit not in self.units:
+            raise ValueError(
+                f"`{type(self).__name__}` closes gates of channels, and those of the "
+                f"model are masks on weights. Received: model={self.model.name!r}. "
+                "Wrap it with `tfprune.layers.ChannelGate`."
+            )
+        block = {} if self.block is None else {"block": self.block}
+        self.graph = Graph(self.model, unit=unit, **block)
+        self._dense = cost(self.graph) if unit == "channel" else None
 
     def check_gates(self, names):
         """Raises unless every unit of the groups of these names has a gate."""
-        gated = np.zeros(self.graph.num_units + 1, bool)
-        for _, labels in gate_masks(self.graph):
-            gated[self.graph.units(labels)] = True
-        gated = self.graph.masks_of(gated)
-        bare = [name for name in names if not gated[name].all()]
+        is_gated = self._is_gated()
+        bare = [name for name in names if not is_gated[name]]
         if bare:
             raise ValueError(
-                f"`{type(self).__name__}` can only remove channels with gates, and "
+                f"`{type(self).__name__}` can only remove what has gates, and "
                 "groups in its scope have none. Received: groups without gates: "
                 f"{', '.join(bare[:8])}. Call `prune_wrap` without `layers`, or, for "
                 "`PruneToBudget`, name gated layers: `scope={path pattern: fraction}`."
             )
 
+    def _is_gated(self):
+        """Returns, for every group, whether all of its units have gates."""
+        if self.graph.unit == "weight":
+            kernels = self.graph.kernels.items()
+            return {name: kernel.gate is not None for name, kernel in kernels}
+        gated = np.zeros(self.graph.num_units + 1, bool)
+        for _, labels in gate_masks(self.graph):
+            gated[self.graph.units(labels)] = True
+        return {k: mask.all() for k, mask in self.graph.masks_of(gated).items()}
+
     def masks(self):
         """Returns the masks that the gates make now."""
-        return dead_masks(self.graph)
+        return masks_in(self.graph)
 
     def set_masks(self, masks):
         """Closes and opens gates, and tells the other callbacks of this `fit`."""
@@ -72,6 +94,8 @@ class BudgetedCallback(keras.callbacks.Callback):
 
     def removed(self, masks):
         """Returns the fractions that `masks` remove, under the names of `Budget`."""
+        if self.graph.unit == "weight":
+            return removed_weights(self.graph, masks, self.budget.n_of_m)
         left, whole = cost(self.graph, masks), self._dense
         return {
             "flops_reduction": 1 - left.macs / max(whole.macs, 1),
@@ -87,8 +111,8 @@ class BudgetedCallback(keras.callbacks.Callback):
     def write_logs(self, logs):
         if logs is not None:
             removed = self.removed(self.masks())
-            logs["flops_reduction"] = removed["flops_reduction"]
-            logs["sparsity"] = removed["sparsity"]
+            kept = ("flops_reduction", "sparsity")
+            logs.update({name: removed[name] for name in kept if name in removed})
 
     def warn_unless_met(self, progress, advice):
         """Warns at the end of training if the budget was not met.

@@ -9,10 +9,17 @@ from tfprune import importances, training
 from tfprune.callbacks.budgeted import BudgetedCallback, describe
 from tfprune.schedules import Polynomial
 from tfprune.selection import select
+from tfprune.weight_cuts import without_pattern
+
+# Kept layers in a summary; more of them would hide what it says.
+MOST_LISTED = 8
 
 
 class PruneToBudget(BudgetedCallback):
     """Closes gates during `fit` until the model meets a budget.
+
+    The gates are of channels (`prune_wrap(model)`) or of single weights
+    (`prune_wrap(model, tfprune.layers.WeightMask)`).
 
     At each update of `schedule` all units are ranked anew by `importance`, and
     the gates of the least important ones are closed such that the part of
@@ -26,8 +33,8 @@ class PruneToBudget(BudgetedCallback):
     from epoch 0 begins the schedule anew, and its first update opens gates that an
     earlier run closed.
 
-    Every epoch's logs receive `"flops_reduction"` and `"sparsity"`, the fractions
-    of the multiply-accumulates and of the units that the gates remove. List this
+    Every epoch's logs receive `"flops_reduction"`, with channels, and `"sparsity"`, the
+    fractions of the multiply-accumulates and of the units that the gates remove. List this
     callback before those that save the model in the middle of an epoch or read
     these logs.
 
@@ -45,6 +52,8 @@ class PruneToBudget(BudgetedCallback):
             `Polynomial()`: 20 updates in the first half of the run.
         scope: how the budget is shared between layers, as in `tfprune.select`.
             Defaults to `"global"`.
+        block: for masks on weights, `(rows, columns)` of the blocks that go together,
+            as in `tfprune.Graph`. Defaults to None: single weights.
         data: batches that an importance such as `"taylor"` is shown at each update,
             as `fit` takes them; None for importances that need none.
 
@@ -64,8 +73,18 @@ class PruneToBudget(BudgetedCallback):
     ```
     """
 
-    def __init__(self, importance, budget, schedule=None, scope="global", data=None):
-        super().__init__(budget)
+    units = ("channel", "weight")
+
+    def __init__(
+        self,
+        importance,
+        budget,
+        schedule=None,
+        scope="global",
+        data=None,
+        block=None,
+    ):
+        super().__init__(budget, block)
         self.importance = importances.get(importance)
         _check_data(self.importance, data)
         self.schedule = Polynomial() if schedule is None else schedule
@@ -107,7 +126,13 @@ class PruneToBudget(BudgetedCallback):
         """Returns what the schedule will do in the current `fit`, as text."""
         first, last = self._updates[0].step, self._updates[-1].step
         steps = "an unknown number of" if self._total is None else self._total
-        skipped = self.graph.skipped.items()
+        skipped = [f"{path} ({why})" for path, why in self.graph.skipped.items()]
+        if self.budget.n_of_m is not None:
+            skipped += [
+                f"{name} (no input axis)" for name in without_pattern(self.graph)
+            ]
+        more = len(skipped) - MOST_LISTED
+        skipped[MOST_LISTED:] = [f"{more} more, see `Graph.skipped`"] * (more > 0)
         return "\n".join(
             (
                 f"PruneToBudget: {self.schedule}",
@@ -115,7 +140,7 @@ class PruneToBudget(BudgetedCallback):
                 + f"the last after step {last} of {steps} steps",
                 f"  target: {self.budget}",
                 f"  chosen now it would remove {describe(self._forecast)}",
-                *(f"  kept whole: {path} ({reason})" for path, reason in skipped),
+                *(f"  kept whole: {each}" for each in skipped),
             )
         )
 

@@ -12,6 +12,7 @@ from tfprune.graph import (  # noqa: F401
 from tfprune.graph.graph import Graph, as_graph
 from tfprune.graph.group import Group, Slice
 from tfprune.graph.registry import register_rule
+from tfprune.graph.weights import WeightGraph
 
 # The rule modules fill the registry when they are imported.
-__all__ = ["Graph", "Group", "Slice", "as_graph", "register_rule"]
+__all__ = ["Graph", "Group", "Slice", "WeightGraph", "as_graph", "register_rule"]

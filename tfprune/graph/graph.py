@@ -1,6 +1,7 @@
 """Graph: which channels of a model are coupled, and what goes with each of them."""
 
 import fnmatch
+import inspect
 import itertools
 from collections.abc import Callable, Mapping
 
@@ -21,9 +22,17 @@ class Graph:
     the same places form a `Group`. Layers that cannot be followed keep theirs and are
     listed in `skipped`. The model is only read.
 
+    With `unit="weight"` the units are the single weights instead, or blocks of them:
+    one group per kernel, named by its path, such as `"conv1/kernel"`, and nothing
+    coupled. Masks on weights make a model sparse, not smaller.
+
     Args:
         model: built Functional or Sequential model, with or without gates, or a built
             subclassed model that can be taken apart.
+        unit: `"channel"` or `"weight"`. Defaults to `"channel"`.
+        block: for weights, `(rows, columns)`: the size of the blocks that are units,
+            along the input and output axis of a kernel, its last two. Those at the
+            end may be smaller. Defaults to None: single weights.
         normalization: `"keep"` or `"prune"`: whether the channels that a layer
             normalizes across (LayerNormalization, RMSNormalization,
             UnitNormalization, GroupNormalization of one group) stay. If they may go,
@@ -40,6 +49,7 @@ class Graph:
 
     Attributes:
         model: the model; of a subclassed one the functional model of its parts.
+        unit: `"channel"` or `"weight"`.
         groups: tuple of `Group`, in the order of the model's layers.
         skipped: dict of layer path to the reason it could not be followed.
         locked: dict of layer path to the reason its output channels are all kept.
@@ -59,7 +69,32 @@ class Graph:
     ```
     """
 
-    def __init__(self, model, normalization: str = "keep", residual: str = "coupled"):
+    unit = "channel"
+
+    def __new__(cls, model, unit: str = "channel", **settings):
+        kinds = {each.unit: each for each in (Graph, *Graph.__subclasses__())}
+        if unit not in kinds:
+            raise ValueError(
+                f"`unit` must be one of {sorted(kinds)}. Received: unit={unit!r}"
+            )
+        own = kinds[unit] if cls is Graph else cls
+        known = inspect.signature(own.__init__).parameters
+        foreign = [name for name in settings if name not in known]
+        if foreign:
+            raise ValueError(
+                f"`{foreign[0]}` does not go with unit={unit!r}. Received: "
+                f"{foreign[0]}={settings[foreign[0]]!r}. Its arguments are "
+                f"{list(known)[2:]}."
+            )
+        return super().__new__(own)
+
+    def __init__(
+        self,
+        model,
+        unit: str = "channel",
+        normalization: str = "keep",
+        residual: str = "coupled",
+    ):
         if normalization not in ("keep", "prune"):
             raise ValueError(
                 '`normalization` must be "keep" or "prune". '
@@ -149,7 +184,7 @@ class Graph:
             return ()
         slices = self._slices(group_of, len(first))
         makers = self._makers(group_of, len(first))
-        names = _unique_names([paths[0] for paths in makers])
+        names = unique_names([paths[0] for paths in makers])
         return tuple(
             Group(name, len(units), tuple(parts), paths)
             for name, units, parts, paths in zip(
@@ -402,11 +437,18 @@ class Graph:
 
 
 def as_graph(model) -> Graph:
-    """Returns the graph of a model, or the graph itself if it is given."""
-    return model if isinstance(model, Graph) else Graph(model)
+    """Returns the graph of a model's channels, or the graph itself if it is given."""
+    graph = model if isinstance(model, Graph) else Graph(model)
+    if graph.unit != "channel":
+        raise ValueError(
+            "This needs the channels of a model: masks on single weights change no "
+            f'shape and no cost. Received: a graph with unit={graph.unit!r}. Give the '
+            "model itself, or `tfprune.strip(model)` for a sparse one without gates."
+        )
+    return graph
 
 
-def _unique_names(names: list[str]) -> list[str]:
+def unique_names(names: list[str]) -> list[str]:
     """Returns the names, those that came before with a number behind them."""
     taken, unique = set(names), []
     for place, name in enumerate(names):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tfprune.graph.trace import variable_of
+from tfprune.layers import KernelGate
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def register_rule(*types: type, sizes: Mapping | None = None) -> Callable:
 
 def find_rule(operation) -> Rule | None:
     """Returns the rule of the operation's own type, None if there is none."""
+    if isinstance(operation, KernelGate):
+        # Masks on single weights leave the channels as they are.
+        operation = operation.layer
     return _RULES.get(type(operation))
 
 

@@ -8,16 +8,27 @@ needs data also has `reset_state()` and `update_state(model, x, y, sample_weight
 from collections.abc import Callable
 
 from tfprune.importances.fisher import Fisher
+from tfprune.importances.lamp import LAMP
 from tfprune.importances.magnitude import Magnitude
 from tfprune.importances.molchanov import Molchanov
 from tfprune.importances.random import Random
 from tfprune.importances.scale import Scale
 from tfprune.importances.taylor import Taylor
 
-__all__ = ["Fisher", "Magnitude", "Molchanov", "Random", "Scale", "Taylor", "get"]
+__all__ = [
+    "LAMP",
+    "Fisher",
+    "Magnitude",
+    "Molchanov",
+    "Random",
+    "Scale",
+    "Taylor",
+    "get",
+]
 
 _BY_NAME = {
     "fisher": Fisher,
+    "lamp": LAMP,
     "magnitude": Magnitude,
     "molchanov": Molchanov,
     "random": Random,
@@ -26,10 +37,27 @@ _BY_NAME = {
 }
 
 
-def get(importance: str | Callable) -> Callable:
-    """Returns an importance given by name or as a callable `importance(graph)`."""
+# What scores single weights; the others read channels.
+_OF_WEIGHTS = (LAMP, Magnitude, Random)
+
+
+def get(importance: str | Callable, unit: str = "channel") -> Callable:
+    """Returns an importance given by name or as a callable `importance(graph)`.
+
+    Args:
+        importance: name or callable.
+        unit: what it is to score, as in `Graph`.
+    """
     if isinstance(importance, str) and importance in _BY_NAME:
-        return _BY_NAME[importance]()
+        importance = _BY_NAME[importance]()
+    is_own = isinstance(importance, tuple(_BY_NAME.values()))
+    of_weights = isinstance(importance, _OF_WEIGHTS)
+    if is_own and unit == "weight" and not of_weights:
+        raise ValueError(
+            f"{type(importance).__name__} scores channels, not single weights. "
+            f"Received: importance={importance!r} for a graph of weights. Those that "
+            f"do are {[each.__name__ for each in _OF_WEIGHTS]}, and any callable."
+        )
     if callable(importance) and not isinstance(importance, type):
         return importance
     raise ValueError(

@@ -1,8 +1,9 @@
 """Magnitude: units with small weights are not important."""
 
 import numpy as np
+from keras import ops
 
-from tfprune.graph import Graph, Group
+from tfprune.graph import Graph, Group, WeightGraph
 
 
 class Magnitude:
@@ -11,6 +12,8 @@ class Magnitude:
     For every kernel that makes a group's units: the Lp norm of each unit's filter,
     divided by the mean norm of all filters of that kernel, so that layers of
     different scale can be ranked together; then the mean over the group's kernels.
+
+    A single weight is scored by its absolute value, a block of them by the mean.
 
     Args:
         p: order of the norm, 1 or 2. Defaults to 2.
@@ -36,6 +39,8 @@ class Magnitude:
         self.normalize = normalize
 
     def __call__(self, graph: Graph) -> dict[str, np.ndarray]:
+        if isinstance(graph, WeightGraph):
+            return absolute(graph)
         norms: dict = {}
         return {group.name: self._score(group, norms) for group in graph.groups}
 
@@ -71,3 +76,15 @@ def _makers(group: Group) -> list:
     made = [part for part in group.slices if not part.read]
     kernels = [part for part in made if len(part.variable.shape) > 1]
     return kernels or made
+
+
+def absolute(graph: WeightGraph) -> dict[str, np.ndarray]:
+    """Returns the absolute values of single weights, or their means over blocks."""
+    return {
+        name: graph.pooled(name, np.asarray(ops.abs(_as_float32(kernel.variable))))
+        for name, kernel in graph.kernels.items()
+    }
+
+
+def _as_float32(variable):
+    return ops.cast(ops.convert_to_tensor(variable), "float32")

@@ -1,6 +1,17 @@
 """Gates: masks that live inside a model."""
 
 from tfprune.layers.channel_gate import GATED_TYPES, ChannelGate, ChannelMask
+from tfprune.layers.kernel_gate import KernelGate
 from tfprune.layers.swapping import SwapWrapper
+from tfprune.layers.trainable_mask import TrainableMask
+from tfprune.layers.weight_mask import WeightMask
 
-__all__ = ["GATED_TYPES", "ChannelGate", "ChannelMask", "SwapWrapper"]
+__all__ = [
+    "GATED_TYPES",
+    "ChannelGate",
+    "ChannelMask",
+    "KernelGate",
+    "SwapWrapper",
+    "TrainableMask",
+    "WeightMask",
+]

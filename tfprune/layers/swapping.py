@@ -5,6 +5,8 @@ import functools
 
 import keras
 
+from tfprune.layers.kernels import owner_of
+
 
 class SwapWrapper(keras.layers.Wrapper):
     """Runs a layer with tensors in the place of some of its attributes.
@@ -54,10 +56,14 @@ class SwapWrapper(keras.layers.Wrapper):
             for owner, name, value in own:
                 owner[name] = value
 
+    def baked(self) -> dict:
+        """Returns `{id(variable): tensor}` of the variables that are replaced."""
+        found = [(*self._find(name), value) for name, value in self.swaps().items()]
+        return {id(owner[name]): value for owner, name, value in found}
+
     def _find(self, dotted: str) -> tuple[dict, str]:
         """Returns the dict that holds an attribute, and its name there."""
-        *owners, name = dotted.split(".")
-        return vars(functools.reduce(getattr, owners, self.layer)), name
+        return vars(owner_of(self.layer, dotted)), dotted.split(".")[-1]
 
     def build(self, input_shape=None):
         if not self.layer.built:

@@ -9,11 +9,12 @@ from tfprune.graph.literals import rewriter
 from tfprune.graph.registry import settings_of
 from tfprune.surgery.certificate import certify, finite_probe, nudged, run
 from tfprune.surgery.folding import fold_constants, with_constants
+from tfprune.surgery.gates import has_gates, has_kernel_gates
 from tfprune.surgery.mask import apply_masks, dead_masks, gate_masks, zeroed_values
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 from tfprune.surgery.reference import reference
 from tfprune.surgery.rewrites import faster
-from tfprune.surgery.wrap import has_gates, strip, strip_gates
+from tfprune.surgery.wrap import strip, strip_gates
 
 
 def compact(
@@ -64,6 +65,8 @@ def compact(
     ```
     """
     graph = as_graph(model)
+    if has_kernel_gates(graph.model):
+        graph = graph.of(strip(graph.model))
     graph.check({} if masks is None else masks)
     if fold and masks is not None:
         graph = graph.of(with_constants(_without_gates(graph), masks))

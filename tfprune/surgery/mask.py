@@ -6,13 +6,19 @@ import keras
 import numpy as np
 
 from tfprune.constraints import ZeroSlices
-from tfprune.graph import Graph, as_graph
+from tfprune.graph import Graph, WeightGraph, as_graph
 from tfprune.graph.constants import dead_units
 from tfprune.graph.following import OwnWeight
 from tfprune.graph.literals import rewriter
 from tfprune.layers import ChannelGate
 from tfprune.masks import Masks
+from tfprune.surgery.gates import has_kernel_gates
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.surgery.weights import (
+    masked_weights,
+    set_weight_masks,
+    weight_masks,
+)
 
 
 def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
@@ -22,9 +28,11 @@ def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
     and read it, so no activation or padding can bring it back. The zeros hold in
     further training: a constraint on each variable restores them in every step.
 
+    Masks of single weights become `WeightMask`s, which hold them in the same way.
+
     Args:
         model: Functional or Sequential model, with or without gates, or the `Graph`
-            of one; not changed.
+            of one, which masks of single weights need; not changed.
         masks: group name to bool array, True = keep; missing groups stay whole.
 
     Returns:
@@ -39,6 +47,8 @@ def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
     masked = tfprune.apply_masks(model, masks)
     ```
     """
+    if isinstance(model, WeightGraph):
+        return masked_weights(model, masks)
     graph = as_graph(model)
     values = zeroed_values(graph, masks)
     dropped = dropped_slices(graph, masks)
@@ -123,11 +133,14 @@ def read_masks(model: keras.Model) -> Masks:
     whatever the input. A group that is dead as a whole keeps its first channel, as
     a layer needs one.
 
+    Of a model with masks on single weights, those are read; of the graph of single
+    weights, the masks in its gates, or else what is exactly zero.
+
     Args:
         model: Functional or Sequential model, with or without gates, or its `Graph`.
 
     Returns:
-        `Masks` with one mask per group of `Graph(model)`.
+        `Masks` with one mask per group of the graph.
 
     Raises:
         ValueError: if the model is unbuilt or subclassed.
@@ -137,7 +150,15 @@ def read_masks(model: keras.Model) -> Masks:
     >>> tfprune.read_masks(tfprune.apply_masks(model, masks)) == masks
     True
     """
-    return dead_masks(as_graph(model))
+    if not isinstance(model, Graph) and has_kernel_gates(model):
+        model = Graph(model, unit="weight")
+    return masks_in(model if isinstance(model, Graph) else Graph(model))
+
+
+def masks_in(graph: Graph) -> Masks:
+    """Returns the masks that the graph's model shows, of channels or of weights."""
+    is_channels = graph.unit == "channel"
+    return dead_masks(graph) if is_channels else weight_masks(graph)
 
 
 def dead_masks(graph: Graph) -> Masks:
@@ -158,6 +179,9 @@ def set_masks(graph: Graph, masks: Mapping) -> None:
         graph: `Graph` of a model with gates.
         masks: group name to bool array, True = keep; missing groups are opened.
     """
+    if isinstance(graph, WeightGraph):
+        set_weight_masks(graph, masks)
+        return
     kept = graph.kept(masks)
     for variable, labels in gate_masks(graph):
         variable.assign(kept(labels))

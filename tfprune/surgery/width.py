@@ -6,8 +6,8 @@ import numpy as np
 from tfprune.costs import cost
 from tfprune.graph import Graph, as_graph
 from tfprune.surgery.compact import compact_unverified
+from tfprune.surgery.gates import has_gates
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
-from tfprune.surgery.wrap import has_gates
 
 
 def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras.Model:

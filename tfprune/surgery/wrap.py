@@ -9,22 +9,15 @@ import numpy as np
 from tfprune.graph import Graph
 from tfprune.graph.following import OwnWeight
 from tfprune.graph.gates import GatePlaces
-from tfprune.graph.nodes import as_functional, flatten_layers
-from tfprune.layers import ChannelGate, ChannelMask
-from tfprune.layers.swapping import attribute_of
+from tfprune.layers import ChannelGate, ChannelMask, KernelGate, SwapWrapper
+from tfprune.surgery.gates import has_gates
 from tfprune.surgery.rebuild import (
     Rebuilder,
     copy_operation_like,
     copy_state,
     initializers_of,
 )
-
-
-def has_gates(model: keras.Model) -> bool:
-    """Returns whether any layer of a model is wrapped in a `ChannelGate`."""
-    if not isinstance(model, keras.Model):
-        as_functional(model)
-    return any(isinstance(layer, ChannelGate) for layer in flatten_layers(model))
+from tfprune.surgery.weights import built_copy, wrap_kernels
 
 
 def prune_wrap(
@@ -41,12 +34,16 @@ def prune_wrap(
     where something in between turns zero into non-zero. Gates of the same channels
     share one mask. Layer names, groups and outputs stay as they are.
 
+    Gates on single weights, `WeightMask` and `TrainableMask`, go around every layer
+    with kernels, of whatever type.
+
     Args:
         model: Functional or Sequential model without gates; not changed.
         gate: gate class, or callable `gate(layer) -> layer` that gets a built copy of
             each layer.
-        layers: path patterns of the layers to wrap, such as `["stage1/*"]`. By
-            default every layer that needs a gate.
+        layers: path patterns of the layers to wrap, such as `["stage1/*"]`, for
+            weights also of kernels, such as `["*/recurrent_kernel"]`. By default
+            every layer that needs a gate.
         **gate_arguments: passed to `gate`.
 
     Returns:
@@ -64,12 +61,14 @@ def prune_wrap(
     model.fit(x, y, callbacks=[tfprune.callbacks.PruneToBudget("magnitude", budget)])
     ```
     """
-    graph = Graph(model)
-    if has_gates(graph.model):
+    if has_gates(model):
         raise ValueError(
             f"Model {model.name!r} has gates already. Call `tfprune.strip` first."
         )
     _check_arguments(gate, gate_arguments)
+    if isinstance(gate, type) and issubclass(gate, KernelGate):
+        return wrap_kernels(model, gate, layers, **gate_arguments)
+    graph = Graph(model)
     places = GatePlaces(graph)
     if layers is not None:
         places.restrict([layers] if isinstance(layers, str) else list(layers))
@@ -87,7 +86,7 @@ def _check_arguments(gate, arguments: dict) -> None:
             "`gate` must be a gate class or a callable `gate(layer) -> layer`. "
             f"Received: {gate!r}"
         )
-    own = {"self", "layer", "mask", "input_masks", "args", "kwargs"}
+    own = {"self", "layer", "mask", "input_masks", "kernels", "args", "kwargs"}
     known = [name for name in inspect.signature(gate).parameters if name not in own]
     unknown = [name for name in arguments if name not in known]
     if unknown:
@@ -115,7 +114,7 @@ def _wrap(
         is_gate = isinstance(gate, type) and issubclass(gate, ChannelGate)
         if output is None and not (inputs and is_gate):
             return copy_operation_like(operation)
-        twin = _built_copy(operation)
+        twin = built_copy(operation)
         if not is_gate:
             return _checked_gate(gate(twin, **arguments), path)
         return gate(
@@ -131,14 +130,6 @@ def _wrap(
         if type(twin) is type(old) or isinstance(old, OwnWeight):
             copy_state(old, twin)
     return new
-
-
-def _built_copy(layer):
-    """Returns a copy with weights: a gate may look at them, and take them over."""
-    twin = copy_operation_like(layer)
-    twin.build_from_config(layer.get_build_config())
-    copy_state(layer, twin)
-    return twin
 
 
 def _checked_gate(gated, path: str):
@@ -181,7 +172,7 @@ def strip_gates(model: keras.Model, counts: Callable) -> keras.Model:
     rebuilder = Rebuilder(lambda operation, path: _copy_without_gate(operation, counts))
     new = rebuilder.model(model)
     for old, twin in rebuilder.pairs:
-        if isinstance(old, ChannelGate):
+        if isinstance(old, SwapWrapper):
             _fold_gate(old, twin)
         else:
             copy_state(old, twin)
@@ -190,7 +181,8 @@ def strip_gates(model: keras.Model, counts: Callable) -> keras.Model:
 
 def _copy_without_gate(operation, counts):
     if not isinstance(operation, ChannelGate):
-        return copy_operation_like(operation, plain=True)
+        inner = operation.layer if isinstance(operation, SwapWrapper) else operation
+        return copy_operation_like(inner, plain=True)
     # A normalization without scale gets one, unless its gate is all open at 1.
     is_norm = isinstance(operation.layer, keras.layers.BatchNormalization)
     needs_none = not is_norm or operation.layer.scale or operation.output_mask is None
@@ -199,13 +191,13 @@ def _copy_without_gate(operation, counts):
     return copy_operation_like(operation.layer, {"scale": True}, plain=True)
 
 
-def _fold_gate(gate: ChannelGate, twin) -> None:
+def _fold_gate(gate: SwapWrapper, twin) -> None:
     """Gives a plain copy the weights that the gate makes its layer run with."""
-    values = gate.swaps()
+    values = gate.baked()
     added = len(twin.variables) - len(gate.layer.variables)
     # A scale that the layer did not have comes first among its variables.
     for old, new in zip(gate.layer.variables, twin.variables[added:], strict=True):
-        new.assign(values.get(attribute_of(gate.layer, old), old))
+        new.assign(values.get(id(old), old))
     if added:
-        twin.gamma.assign(values["gamma"])
+        twin.gamma.assign(gate.swaps()["gamma"])
     vars(twin).update(initializers_of(gate.layer))

@@ -1,0 +1,104 @@
+"""KernelGate: what all masks on single weights share."""
+
+import abc
+
+import keras
+from keras import ops
+
+from tfprune.layers.kernels import kernel_name, kernels_of
+from tfprune.layers.swapping import SwapWrapper
+
+
+class KernelGate(SwapWrapper):
+    """Base of the gates on the kernels of a layer, of whatever type it is.
+
+    During `call` every kernel is replaced by what `gated` makes of it. Biases, scales
+    and statistics are left alone.
+
+    Args:
+        layer: the layer to wrap, with one kernel or more.
+        kernels: dotted attributes of the kernels to gate, such as
+            `["cell.recurrent_kernel"]`. By default all of them.
+
+    Raises:
+        ValueError: if the layer has no such kernel.
+    """
+
+    def __init__(self, layer, kernels=None, **kwargs):
+        self.kernels = None if kernels is None else list(kernels)
+        super().__init__(layer, **kwargs)
+
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        own = kernels_of(self.layer)
+        places = list(own) if self.kernels is None else self.kernels
+        unknown = [place for place in places if place not in own]
+        if unknown or not places:
+            raise ValueError(
+                "`kernels` must be attributes of the layer's kernels. Received: "
+                f"kernels={self.kernels} for layer {self.layer.name!r} "
+                f"({type(self.layer).__name__}), whose kernels are {list(own)}"
+            )
+        self._places = tuple(places)
+        self.build_gate()
+
+    @abc.abstractmethod
+    def build_gate(self):
+        """Makes the variables of the gate; `variables_of` gives the kernels."""
+
+    @abc.abstractmethod
+    def gated(self, index, kernel):
+        """Returns what takes the place of a kernel during `call`.
+
+        Args:
+            index: int. Which of the gate's kernels it is.
+            kernel: tensor.
+        """
+
+    @abc.abstractmethod
+    def mask(self, index):
+        """Returns a bool tensor, True where the kernel of this index stays."""
+
+    @abc.abstractmethod
+    def set_mask(self, index, mask):
+        """Opens and closes the weights of a kernel, in place.
+
+        Args:
+            index: int. Which of the gate's kernels it is.
+            mask: bool array of the kernel's shape, True = keep.
+        """
+
+    @property
+    def gated_kernels(self) -> dict:
+        """`{name within the layer: variable}` of the kernels, in order."""
+        own = kernels_of(self.layer)
+        return {kernel_name(self.layer, place): own[place] for place in self._places}
+
+    def add_gate_weight(self, name, index, kernel, **settings):
+        """Adds a weight of a kernel's shape, which no policy casts."""
+        settings = {"shape": kernel.shape, "autocast": False, **settings}
+        suffix = f"_{index}" if index else ""
+        return self.add_weight(name=f"{name}{suffix}", **settings)
+
+    def swaps(self) -> dict:
+        """Returns `{dotted attribute: masked kernel}`."""
+        values = {}
+        for index, place in enumerate(self._places):
+            owner, name = self._find(place)
+            values[place] = self.gated(index, ops.convert_to_tensor(owner[name]))
+        return values
+
+    def get_config(self):
+        return {**super().get_config(), "kernels": self.kernels}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        layer = keras.saving.deserialize_keras_object(
+            config["layer"], custom_objects=custom_objects
+        )
+        return cls(**{**config, "layer": layer})
+
+
+def all_true(shape, dtype=None):
+    """Initializer of masks."""
+    return ops.ones(shape, dtype="bool")

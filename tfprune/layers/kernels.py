@@ -1,0 +1,72 @@
+"""Kernels: the weights of a layer, and of the layers in it, that masks can be put on."""
+
+import keras
+
+_ENDINGS = ("kernel", "embeddings")
+
+
+def kernels_of(layer) -> dict:
+    """Returns `{dotted attribute: variable}` of a layer's kernels, each variable once.
+
+    A kernel is a floating-point variable whose name ends in `kernel` or `embeddings`,
+    so biases, scales, slopes, statistics and seeds are none. Those of layers inside
+    are found where an attribute, or a list in one, holds the layer:
+    `"cell.recurrent_kernel"`, `"_query_dense._kernel"`, `"blocks.0._kernel"`.
+
+    Args:
+        layer: built layer; it may be made of others.
+    """
+    found: dict[str, keras.Variable] = {}
+    _collect(layer, "", found, set())
+    return found
+
+
+def _collect(owner, prefix: str, found: dict, seen: set) -> None:
+    if id(owner) in seen:
+        return
+    seen.add(id(owner))
+    for name, value in vars(owner).items():
+        if isinstance(value, keras.Variable) and id(value) not in seen:
+            if is_kernel(value):
+                seen.add(id(value))
+                found[f"{prefix}{name}"] = value
+    # Keras keeps all layers in one list besides: the last resort for a name.
+    attributes = sorted(vars(owner).items(), key=lambda item: item[0] == "_layers")
+    for name, value in attributes:
+        inside = enumerate(value) if isinstance(value, (list, tuple)) else ()
+        parts = [(name, value), *((f"{name}.{i}", each) for i, each in inside)]
+        for place, part in parts:
+            if isinstance(part, keras.layers.Layer):
+                _collect(part, f"{prefix}{place}.", found, seen)
+
+
+def is_kernel(variable) -> bool:
+    """Returns whether a variable is a kernel, by its name and type."""
+    is_float = keras.backend.is_float_dtype(variable.dtype)
+    return variable.name.endswith(_ENDINGS) and is_float
+
+
+def kernel_name(layer, dotted: str) -> str:
+    """Returns what a kernel is called within its layer, such as `"query/kernel"`.
+
+    Args:
+        layer: the layer.
+        dotted: attribute, as `kernels_of` gives it.
+    """
+    return "/".join(owner.name for owner in _owners(layer, dotted)[1:])
+
+
+def owner_of(layer, dotted: str):
+    """Returns the layer that holds what a dotted attribute of `layer` names."""
+    return _owners(layer, dotted)[-2]
+
+
+def _owners(layer, dotted: str) -> list:
+    """Returns the layers on the way to an attribute, and the attribute."""
+    owners, owner = [layer], layer
+    for attribute in dotted.split("."):
+        is_list = isinstance(owner, (list, tuple))
+        owner = owner[int(attribute)] if is_list else vars(owner)[attribute]
+        if not isinstance(owner, (list, tuple)):
+            owners.append(owner)
+    return owners

@@ -1,0 +1,143 @@
+"""TrainableMask: a mask that is learned, cut out of a trainable score per weight."""
+
+import keras
+from keras import ops
+
+from tfprune import straight_through
+from tfprune.layers.kernel_gate import KernelGate
+
+# How far from the threshold a score is put that is opened or closed by hand.
+_CLEAR = 1e-3
+
+
+@keras.saving.register_keras_serializable("tfprune")
+class TrainableMask(KernelGate):
+    """Masks the weights of any layer by scores that are trained: open above zero.
+
+    Every weight w has a score m, the paper's auxiliary parameter, and runs as
+    `w * (m > 0)`. A closed weight keeps its value, and comes back when its score
+    rises again. Scores are trained by `tfprune.callbacks.MaskTraining`, with a rule
+    and a learning rate of their own; in a `fit` without it they stand still, and the
+    open weights train. Wrapping changes no output.
+
+    With `prune_wrap(model, TrainableMask, unit="channel")` there is one score for each
+    channel of a group instead, inside a `ChannelGate`.
+
+    Args:
+        layer: a layer of any type with kernels.
+        estimator: what stands in for the derivative of the mask: `"softplus"` (its
+            derivative), `"linear"`, `"leaky_relu"` or `"softplus_value"`.
+        rule: `"modified"` (the paper's: a score moves by the sign of its weight times
+            the gradient, whatever the weight's size) or `"coarse"` (the chain rule).
+        negative_slope: float above zero, of `"leaky_relu"`. Defaults to 0.2.
+        initial: float above zero. Score at the start. Defaults to 0.5.
+        kernels: dotted attributes of the kernels to mask. By default all of them.
+
+    Raises:
+        ValueError: for arguments out of range, or a layer without such a kernel.
+
+    Source: Xiao et al., "AutoPrune: automatic network pruning by regularizing
+    auxiliary parameters", 2019, equation 7. The paper does not give the initial score.
+
+    Example:
+
+    ```python
+    model = tfprune.prune_wrap(model, tfprune.layers.TrainableMask)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(train, epochs=30, callbacks=[tfprune.callbacks.MaskTraining()])
+    sparse = tfprune.strip(model)
+    ```
+    """
+
+    def __init__(
+        self,
+        layer,
+        estimator="softplus",
+        rule="modified",
+        negative_slope=0.2,
+        initial=0.5,
+        kernels=None,
+        **kwargs,
+    ):
+        check_estimator(estimator, negative_slope, initial)
+        if rule not in straight_through.RULES:
+            raise ValueError(
+                f"`rule` must be one of {straight_through.RULES}. "
+                f"Received: rule={rule!r}"
+            )
+        self.estimator = estimator
+        self.rule = rule
+        self.negative_slope = negative_slope
+        self.initial = initial
+        super().__init__(layer, kernels, **kwargs)
+
+    def build_gate(self):
+        self.scores = [
+            self._add_score(index, kernel)
+            for index, kernel in enumerate(self.gated_kernels.values())
+        ]
+
+    def _add_score(self, index, kernel):
+        initializer = keras.initializers.Constant(self.initial)
+        score = self.add_gate_weight(
+            "score", index, kernel, dtype="float32", initializer=initializer
+        )
+        # Made to train, as TensorFlow never lets a variable train that was not, but no
+        # business of the model's optimizer.
+        score.trainable = False
+        return score
+
+    def gated(self, index, kernel):
+        return straight_through.masked(
+            kernel,
+            self.scores[index],
+            self.estimator,
+            self.rule,
+            self.negative_slope,
+        )
+
+    def mask(self, index):
+        return ops.convert_to_tensor(self.scores[index]) > 0
+
+    def set_mask(self, index, mask):
+        set_scores(self.scores[index], mask)
+
+    def slope(self, scores):
+        """Returns the estimator's derivative at `scores`."""
+        return straight_through.slope(scores, self.estimator, self.negative_slope)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "estimator": self.estimator,
+            "rule": self.rule,
+            "negative_slope": self.negative_slope,
+            "initial": self.initial,
+        }
+
+
+def set_scores(scores, mask) -> None:
+    """Moves scores to the other side of the threshold where a mask asks for it.
+
+    Args:
+        scores: variable.
+        mask: bool array of its shape, True = keep.
+    """
+    values = ops.convert_to_tensor(scores)
+    away = ops.where(mask, _CLEAR, -_CLEAR)
+    scores.assign(ops.where((values > 0) == mask, values, away))
+
+
+def check_estimator(estimator, negative_slope, initial) -> None:
+    """Raises ValueError for settings that no estimator has."""
+    if estimator not in straight_through.ESTIMATORS:
+        raise ValueError(
+            f"`estimator` must be one of {straight_through.ESTIMATORS}. "
+            f"Received: estimator={estimator!r}"
+        )
+    for name, value in (("negative_slope", negative_slope), ("initial", initial)):
+        if not 0 < value < float("inf"):
+            raise ValueError(
+                f"`{name}` must be above zero. Received: {name}={value!r}. "
+                "A score of zero or less is closed, and a slope of zero stays so."
+            )

@@ -1,0 +1,75 @@
+"""WeightMask: a mask on the single weights of a layer."""
+
+import keras
+from keras import ops
+
+from tfprune.layers.kernel_gate import KernelGate, all_true
+
+
+@keras.saving.register_keras_serializable("tfprune")
+class WeightMask(KernelGate):
+    """Masks single weights of any layer: one bool for each entry of its kernels.
+
+    A masked weight is zero in the forward pass and gets no gradient. It is also held at
+    exactly zero in the kernel itself, by the optimizer, in every step: momentum and
+    weight decay do not bring it back, and whatever is saved, at any time, is sparse.
+    The mask is a weight of the layer, so it is saved and restored with it. Callbacks
+    such as `tfprune.callbacks.PruneToBudget` change it; wrapping changes no output.
+
+    Args:
+        layer: a layer of any type with kernels: dense, convolutions, `Embedding`,
+            `MultiHeadAttention`, recurrent layers, layers made of layers.
+        kernels: dotted attributes of the kernels to mask, such as
+            `["cell.recurrent_kernel"]`. By default all of them.
+
+    Raises:
+        ValueError: if the layer has no such kernel.
+
+    Example:
+
+    ```python
+    model = tfprune.prune_wrap(model, tfprune.layers.WeightMask)
+    ```
+    """
+
+    def build_gate(self):
+        self.masks = []
+        for index, kernel in enumerate(self.gated_kernels.values()):
+            mask = self.add_gate_weight(
+                "mask",
+                index,
+                kernel,
+                dtype="bool",
+                initializer=all_true,
+                trainable=False,
+            )
+            self.masks.append(mask)
+            kernel.constraint = _HoldZeros(mask, kernel.constraint)
+
+    def gated(self, index, kernel):
+        return _zeroed(kernel, self.masks[index])
+
+    def mask(self, index):
+        return ops.convert_to_tensor(self.masks[index])
+
+    def set_mask(self, index, mask):
+        kernel = list(self.gated_kernels.values())[index]
+        self.masks[index].assign(mask)
+        kernel.assign(_zeroed(kernel, mask))
+
+
+class _HoldZeros(keras.constraints.Constraint):
+    """Holds masked weights at zero, after the variable's own constraint."""
+
+    def __init__(self, mask, other):
+        self.mask = mask
+        self.other = other
+
+    def __call__(self, w):
+        return _zeroed(w if self.other is None else self.other(w), self.mask)
+
+
+def _zeroed(kernel, mask):
+    # A product would turn infinite weights into NaN.
+    kernel = ops.convert_to_tensor(kernel)
+    return ops.where(mask, kernel, ops.zeros((), kernel.dtype))
