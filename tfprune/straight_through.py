@@ -76,25 +76,28 @@ def masked(weights, scores, estimator="softplus", rule="modified", negative_slop
     return operation(tf.convert_to_tensor(weights), tf.convert_to_tensor(scores))
 
 
-def step(scores, estimator="softplus", negative_slope=0.2):
-    """Returns 1 where scores are above zero, 0 elsewhere, with an estimator's gradient.
+def passing(mask, scores, estimator="softplus", negative_slope=0.2):
+    """Returns a mask as numbers, whose gradients go to the scores behind it.
 
     Args:
-        scores: float tensor.
+        mask: bool tensor.
+        scores: float32 tensor of the same shape; its gradient is that of the result
+            times `slope(scores)`.
         estimator: see `slope`.
         negative_slope: see `slope`.
 
     Example:
 
-    >>> step(tf.constant([0.1, -0.1])).numpy().tolist()
+    >>> passing(tf.constant([True, False]), tf.constant([0.1, -0.1])).numpy().tolist()
     [1.0, 0.0]
     """
+    mask = tf.convert_to_tensor(mask)
 
     @tf.custom_gradient
     def operation(m):
         def gradient(upstream):
             return upstream * slope(m, estimator, negative_slope)
 
-        return tf.cast(m > 0, m.dtype), gradient
+        return tf.cast(mask, m.dtype), gradient
 
     return operation(tf.convert_to_tensor(scores))

@@ -3,7 +3,7 @@
 from tfprune.layers.channel_gate import GATED_TYPES, ChannelGate, ChannelMask
 from tfprune.layers.kernel_gate import KernelGate
 from tfprune.layers.swapping import SwapWrapper
-from tfprune.layers.trainable_mask import TrainableMask
+from tfprune.layers.trainable_mask import TrainableChannelMask, TrainableMask
 from tfprune.layers.weight_mask import WeightMask
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ChannelMask",
     "KernelGate",
     "SwapWrapper",
+    "TrainableChannelMask",
     "TrainableMask",
     "WeightMask",
 ]

@@ -47,6 +47,10 @@ class ChannelMask(keras.layers.Layer):
         )
         self.built = True
 
+    def factors(self):
+        """Returns 1 for channels that stay and 0 for others, a float32 tensor."""
+        return ops.cast(self.mask, "float32")
+
     def get_config(self):
         return {**super().get_config(), "size": self.size}
 
@@ -172,12 +176,22 @@ class ChannelGate(SwapWrapper):
     def factors(self):
         """Returns gate times mask of every output channel, a tensor."""
         gate = ops.convert_to_tensor(self.gate_variable)
-        return gate * ops.cast(self.output_mask.mask, gate.dtype)
+        return gate * ops.cast(self.output_mask.factors(), gate.dtype)
 
     def scales(self):
         """Returns what every output channel is multiplied with in all, a tensor."""
         factors = self.factors()
         return factors if self.base is None else factors * self.base
+
+    def norms(self):
+        """Returns the norm of the weights that the mask of every channel multiplies."""
+        if isinstance(self.layer, layers.BatchNormalization):
+            base = 1.0 if self.base is None else ops.convert_to_tensor(self.base)
+            shift = 0.0 if self.layer.beta is None else self.layer.beta
+            weights = ops.sqrt(ops.square(base) + ops.square(shift))
+        else:
+            weights = _output_norms(self.layer)
+        return ops.abs(self.gate_variable) * weights
 
     @property
     def input_places(self) -> dict:
@@ -273,3 +287,15 @@ def _output_kernel(layer):
     if isinstance(layer, _SEPARABLE):
         return layer.pointwise_kernel, -1
     return layer.kernel, -2 if isinstance(layer, _TRANSPOSED) else -1
+
+
+def _output_norms(layer):
+    """Returns the norm of the weights that make every output channel, a tensor."""
+    variable, axis = _output_kernel(layer)
+    squares = ops.square(ops.convert_to_tensor(variable))
+    if isinstance(layer, _DEPTHWISE):
+        sums = ops.reshape(ops.sum(squares, tuple(range(squares.ndim - 2))), (-1,))
+    else:
+        axis %= squares.ndim
+        sums = ops.sum(squares, tuple(a for a in range(squares.ndim) if a != axis))
+    return ops.sqrt(sums if layer.bias is None else sums + ops.square(layer.bias))

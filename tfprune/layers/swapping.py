@@ -27,6 +27,8 @@ class SwapWrapper(keras.layers.Wrapper):
         kwargs.setdefault("name", layer.name)
         kwargs.setdefault("dtype", layer.dtype_policy)
         kwargs.setdefault("trainable", layer.trainable)
+        # Keras applies it around `call`, which is the wrapper's.
+        kwargs.setdefault("activity_regularizer", layer.activity_regularizer)
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
         if layer.built:

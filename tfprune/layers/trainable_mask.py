@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from tfprune import straight_through
+from tfprune.layers.channel_gate import ChannelMask
 from tfprune.layers.kernel_gate import KernelGate
 
 # How far from the threshold a score is put that is opened or closed by hand.
@@ -59,12 +60,7 @@ class TrainableMask(KernelGate):
         kernels=None,
         **kwargs,
     ):
-        check_estimator(estimator, negative_slope, initial)
-        if rule not in straight_through.RULES:
-            raise ValueError(
-                f"`rule` must be one of {straight_through.RULES}. "
-                f"Received: rule={rule!r}"
-            )
+        _check(estimator, rule, negative_slope, initial)
         self.estimator = estimator
         self.rule = rule
         self.negative_slope = negative_slope
@@ -116,6 +112,63 @@ class TrainableMask(KernelGate):
         }
 
 
+@keras.saving.register_keras_serializable("tfprune")
+class TrainableChannelMask(ChannelMask):
+    """The mask of the gates of one group's channels, cut out of trainable scores.
+
+    Args:
+        size: number of channels.
+        estimator: see `TrainableMask`.
+        rule: `"modified"`: what moves a score is the gradient along the weights that it
+            gates, over their norm, which for one weight is the paper's rule; or
+            `"coarse"`: the gradient as such.
+        negative_slope: see `TrainableMask`.
+        initial: see `TrainableMask`.
+    """
+
+    def __init__(
+        self,
+        size,
+        estimator="softplus",
+        rule="modified",
+        negative_slope=0.2,
+        initial=0.5,
+        **kwargs,
+    ):
+        _check(estimator, rule, negative_slope, initial)
+        super().__init__(size, **kwargs)
+        self.estimator = estimator
+        self.rule = rule
+        self.negative_slope = negative_slope
+        self.initial = initial
+        self.scores = self.add_weight(
+            shape=(size,),
+            dtype="float32",
+            initializer=keras.initializers.Constant(initial),
+            autocast=False,
+            name="score",
+        )
+        self.scores.trainable = False
+
+    def factors(self):
+        return straight_through.passing(
+            self.mask, self.scores, self.estimator, self.negative_slope
+        )
+
+    def slope(self, scores):
+        """Returns the estimator's derivative at `scores`."""
+        return straight_through.slope(scores, self.estimator, self.negative_slope)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "estimator": self.estimator,
+            "rule": self.rule,
+            "negative_slope": self.negative_slope,
+            "initial": self.initial,
+        }
+
+
 def set_scores(scores, mask) -> None:
     """Moves scores to the other side of the threshold where a mask asks for it.
 
@@ -128,16 +181,16 @@ def set_scores(scores, mask) -> None:
     scores.assign(ops.where((values > 0) == mask, values, away))
 
 
-def check_estimator(estimator, negative_slope, initial) -> None:
-    """Raises ValueError for settings that no estimator has."""
-    if estimator not in straight_through.ESTIMATORS:
-        raise ValueError(
-            f"`estimator` must be one of {straight_through.ESTIMATORS}. "
-            f"Received: estimator={estimator!r}"
-        )
+def _check(estimator, rule, negative_slope, initial) -> None:
+    known = {"estimator": straight_through.ESTIMATORS, "rule": straight_through.RULES}
+    for name, value in (("estimator", estimator), ("rule", rule)):
+        if value not in known[name]:
+            raise ValueError(
+                f"`{name}` must be one of {known[name]}. Received: {name}={value!r}"
+            )
     for name, value in (("negative_slope", negative_slope), ("initial", initial)):
         if not 0 < value < float("inf"):
             raise ValueError(
-                f"`{name}` must be above zero. Received: {name}={value!r}. "
-                "A score of zero or less is closed, and a slope of zero stays so."
+                f"`{name}` must be above zero: a score that is not is closed, and a "
+                f"slope of zero would leave it so. Received: {name}={value!r}"
             )

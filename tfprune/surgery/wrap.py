@@ -1,5 +1,6 @@
 """Gates into a model and out of it again."""
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -9,7 +10,14 @@ import numpy as np
 from tfprune.graph import Graph
 from tfprune.graph.following import OwnWeight
 from tfprune.graph.gates import GatePlaces
-from tfprune.layers import ChannelGate, ChannelMask, KernelGate, SwapWrapper
+from tfprune.layers import (
+    ChannelGate,
+    ChannelMask,
+    KernelGate,
+    SwapWrapper,
+    TrainableChannelMask,
+    TrainableMask,
+)
 from tfprune.surgery.gates import has_gates
 from tfprune.surgery.rebuild import (
     Rebuilder,
@@ -18,6 +26,8 @@ from tfprune.surgery.rebuild import (
     initializers_of,
 )
 from tfprune.surgery.weights import built_copy, wrap_kernels
+
+_UNITS = ("weight", "channel")
 
 
 def prune_wrap(
@@ -35,7 +45,8 @@ def prune_wrap(
     share one mask. Layer names, groups and outputs stay as they are.
 
     Gates on single weights, `WeightMask` and `TrainableMask`, go around every layer
-    with kernels, of whatever type.
+    with kernels, of whatever type. `TrainableMask` with `unit="channel"` makes gates of
+    channels instead, whose masks are trained.
 
     Args:
         model: Functional or Sequential model without gates; not changed.
@@ -66,8 +77,13 @@ def prune_wrap(
             f"Model {model.name!r} has gates already. Call `tfprune.strip` first."
         )
     _check_arguments(gate, gate_arguments)
-    if isinstance(gate, type) and issubclass(gate, KernelGate):
+    unit = gate_arguments.pop("unit", "weight")
+    if isinstance(gate, type) and issubclass(gate, KernelGate) and unit == "weight":
         return wrap_kernels(model, gate, layers, **gate_arguments)
+    make_mask = ChannelMask
+    if gate is TrainableMask:
+        make_mask = functools.partial(TrainableChannelMask, **gate_arguments)
+        gate, gate_arguments = ChannelGate, {}
     graph = Graph(model)
     places = GatePlaces(graph)
     if layers is not None:
@@ -77,7 +93,7 @@ def prune_wrap(
             f"Model {model.name!r} has no channels that can be pruned, so there is "
             f"nothing to gate. Why: {graph.locked}"
         )
-    return _wrap(model, graph, places, gate, gate_arguments)
+    return _wrap(graph, places, gate, gate_arguments, make_mask)
 
 
 def _check_arguments(gate, arguments: dict) -> None:
@@ -88,6 +104,11 @@ def _check_arguments(gate, arguments: dict) -> None:
         )
     own = {"self", "layer", "mask", "input_masks", "kernels", "args", "kwargs"}
     known = [name for name in inspect.signature(gate).parameters if name not in own]
+    known += ["unit"] * (gate is TrainableMask)
+    if gate is TrainableMask and arguments.get("unit", "weight") not in _UNITS:
+        raise ValueError(
+            f"`unit` must be one of {_UNITS}. Received: unit={arguments['unit']!r}"
+        )
     unknown = [name for name in arguments if name not in known]
     if unknown:
         raise ValueError(
@@ -97,7 +118,7 @@ def _check_arguments(gate, arguments: dict) -> None:
 
 
 def _wrap(
-    model, graph: Graph, places: GatePlaces, gate, arguments: dict
+    graph: Graph, places: GatePlaces, gate, arguments: dict, make_mask: Callable
 ) -> keras.Model:
     masks: dict[bytes, ChannelMask] = {}
 
@@ -105,7 +126,7 @@ def _wrap(
         # Layers whose channels are the same units, in the same order, share a mask.
         key = graph.units(labels).tobytes()
         if key not in masks:
-            masks[key] = ChannelMask(len(labels), name=f"{path.replace('/', '_')}_mask")
+            masks[key] = make_mask(len(labels), name=f"{path.replace('/', '_')}_mask")
         return masks[key]
 
     def make(operation, path):

@@ -1,0 +1,322 @@
+"""AutoPrune: masks that are trained beside the weights, inside `fit`."""
+
+import numbers
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfprune import training
+from tfprune.callbacks.budgeted import BudgetedCallback
+from tfprune.callbacks.score_updates import (
+    ScoreUpdates,
+    scored_channels,
+    scored_kernels,
+)
+from tfprune.costs import Counter
+from tfprune.selection import Budget
+from tfprune.surgery.mask import gate_masks
+
+
+class MaskTraining(BudgetedCallback):
+    """Trains the masks of `TrainableMask`s during `fit`.
+
+    Each score m moves by `m -= learning_rate * (dm + strength * slope(m))`, where dm is
+    its gradient by the estimator and rule of the gate, for channels divided by the norm
+    of what it gates. So with the modified rule a weight stays useful as long as its
+    gradient, when it is closed, is larger than `strength`. The model's optimizer trains
+    the other weights, and never moves a closed one: it comes back with the value that
+    it had.
+
+    With `mask_data` the two alternate: in every step of `fit` the scores make a step on
+    a batch of `mask_data`, data that the weights are not trained on, and the weights
+    make one on theirs. Without, both learn from the same batch, in one backward pass.
+
+    Scores stand still again when `fit` ends: train on without this callback to tune
+    the weights that are open, then `tfprune.strip`, or for channels `tfprune.compact`.
+
+    Every epoch's logs receive `"sparsity"`, for channels `"flops_reduction"`,
+    `"time_open"` (the share of time that scores were open, over the epoch),
+    `"recoveries"` (how often one opened again) and `"density/<layer>"`.
+
+    Args:
+        mask_data: a batched `tf.data.Dataset` of known length in a fixed order, held
+            out from the data of `fit`; None to train both on the same batches.
+        learning_rate: float or `LearningRateSchedule`. Of the scores. Defaults to 5.0.
+        strength: float. Push towards closing (the paper's mu), for a loss that is the
+            mean over a batch. Defaults to 3e-4.
+        budget: a `tfprune.Budget`: nothing is pushed down any more while it is met; a
+            density of d is `Budget(sparsity=1 - d)`. With `flops_reduction` channels
+            are pushed in proportion to the work they make. Defaults to None: the push
+            goes on.
+        hysteresis: float. How far a score is put beyond the threshold when it crosses,
+            so that it does not come back at once. Defaults to 0.
+        min_density: float. The share of scores of a layer that stays open in any case,
+            rounded up: a layer that has closed gets no gradients and would stay so.
+            0 for no such guard. Defaults to 0.0005.
+        end: int (steps) or float (fraction of the run). When scores stop moving.
+            Defaults to 1.0.
+        log_layers: bool. Whether densities of layers are logged. Defaults to True.
+
+    Raises:
+        ValueError: for arguments out of range; when training begins, if the model has
+            no trainable masks, or trains on several replicas.
+
+    Source: Xiao et al., "AutoPrune", 2019, equations 7 and 9, algorithm 1. The norm in
+    equation 9 is taken as the number of open scores. `budget` follows the density term
+    of AutoReP (Peng et al., 2023); `hysteresis` too.
+
+    Example:
+
+    ```python
+    model = tfprune.prune_wrap(model, tfprune.layers.TrainableMask)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    masks = tfprune.callbacks.MaskTraining(second_half)
+    model.fit(first_half, epochs=30, callbacks=[masks])
+    ```
+    """
+
+    units = ("channel", "weight")
+
+    def __init__(
+        self,
+        mask_data=None,
+        learning_rate=5.0,
+        strength=3e-4,
+        budget=None,
+        hysteresis=0.0,
+        min_density=0.0005,
+        end=1.0,
+        log_layers=True,
+    ):
+        super().__init__(Budget(sparsity=0.0) if budget is None else budget)
+        self.mask_data = mask_data
+        self.learning_rate = learning_rate
+        self.strength = strength
+        self.hysteresis = hysteresis
+        self.min_density = min_density
+        self.end = end
+        self.log_layers = log_layers
+        self._has_budget = budget is not None
+        self._check_arguments()
+        self._num_batches = None if mask_data is None else _num_batches(mask_data)
+
+    # Training ------------------------------------------------------------------
+
+    def on_train_begin(self, logs=None):
+        self.read_model()
+        self._check_model()
+        optimizer = self.model.optimizer
+        if not optimizer.built:
+            # Without the scores, which are none of its business.
+            optimizer.build(self.model.trainable_variables)
+        self._updates = self._make_updates()
+        self._updates.sync()
+        self._rate = keras.Variable(1.0, trainable=False)
+        self._total = training.total_steps(self.model, self.params)
+        self._end = self._end_step()
+        self._origin = None
+        vars(optimizer)["apply_gradients"] = self._routed(optimizer)
+        self._set_trainable(self.mask_data is None)
+        self.model.make_train_function(force=True)
+        self._mask_step = tf.function(self._train_masks)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Not in `on_train_begin`: `BackupAndRestore` may load another state there.
+        if self._origin is None:
+            self._origin = training.origin(self.model, self.params, epoch)
+        self._updates.begin_epoch()
+        self._look()
+        if self.mask_data is not None:
+            start = self._position() % self._num_batches
+            self._batches = iter(self.mask_data.repeat().skip(start))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._rate.assign(float(self._end is None or self._position() < self._end))
+        if self.mask_data is None or not self._rate.numpy():
+            return
+        for _ in range(self.model.steps_per_execution):
+            batch = keras.utils.unpack_x_y_sample_weight(next(self._batches))
+            self._mask_step(*batch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._has_budget and self.graph.unit == "channel":
+            # Costs are counted in Python: often enough to notice, rarely enough.
+            every = max(1, (self.params["steps"] or 100) // 20)
+            if (batch + 1) % every == 0:
+                self._look()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.write_logs(logs)
+        if logs is not None:
+            logs.update(self._updates.logs(self.log_layers))
+
+    def on_train_end(self, logs=None):
+        vars(self.model.optimizer).pop("apply_gradients", None)
+        self._set_trainable(False)
+        self.model.train_function = None
+        if self._has_budget:
+            self.warn_unless_met(
+                "Scores were pushed down all the time.",
+                "Train longer, or raise `strength` or `learning_rate`.",
+            )
+
+    def summary(self):
+        """Returns what the current `fit` will do, as text."""
+        number = sum(int(np.prod(s.scores.shape)) for s in self._updates.scored)
+        how = (
+            "from the batches of `fit`"
+            if self.mask_data is None
+            else f"from {self._num_batches} batches of their own, in turns"
+        )
+        lines = [
+            f"MaskTraining: {number} scores of {len(self._updates.scored)} masks learn "
+            f"{how}",
+            f"  a score needs a gradient above {self.strength:.3g} to stay open",
+        ]
+        lines += [f"  until {self.budget} is met"] * self._has_budget
+        return "\n".join(lines)
+
+    # Steps ---------------------------------------------------------------------
+
+    def _routed(self, optimizer):
+        """Returns `apply_gradients` that keeps scores from the optimizer."""
+        apply = type(optimizer).apply_gradients
+        updates, is_joint = self._updates, self.mask_data is None
+        places = {id(each.scores): n for n, each in enumerate(updates.scored)}
+
+        def apply_gradients(grads_and_vars):
+            pairs = list(grads_and_vars)
+            own = {places[id(v)]: g for g, v in pairs if id(v) in places}
+            scale = optimizer.scale_loss(tf.ones(()))
+            with updates.holding():
+                others = [pair for pair in pairs if id(pair[1]) not in places]
+                result = apply(optimizer, others) if others else optimizer.iterations
+            if is_joint:
+                self._move(own, scale)
+            return result
+
+        return apply_gradients
+
+    def _move(self, gradients: dict, scale):
+        rate = self.learning_rate
+        if callable(rate):
+            rate = rate(self.model.optimizer.iterations)
+        unscaled = [gradients.get(n) for n in range(len(self._updates.scored))]
+        unscaled = [g if g is None else g / scale for g in unscaled]
+        self._updates.step(unscaled, rate * self._rate.value)
+
+    def _train_masks(self, x, y=None, sample_weight=None):
+        model, optimizer = self.model, self.model.optimizer
+        variables = [each.scores.value for each in self._updates.scored]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            y_pred = model(x, training=True)
+            loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
+            scaled = optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, variables)
+        self._move(dict(enumerate(gradients)), optimizer.scale_loss(tf.ones(())))
+
+    # The run -------------------------------------------------------------------
+
+    def _make_updates(self):
+        is_channels = self.graph.unit == "channel"
+        scored = (
+            scored_channels(self.graph, self._work())
+            if is_channels
+            else scored_kernels(self.graph)
+        )
+        if not scored:
+            raise ValueError(
+                "`MaskTraining` trains the scores of trainable masks, and the model "
+                f"has none. Received: model={self.model.name!r}. Train "
+                "`tfprune.prune_wrap(model, tfprune.layers.TrainableMask)`."
+            )
+        sizes = [int(np.prod(each.scores.shape)) for each in scored]
+        least = [int(np.ceil(self.min_density * size)) for size in sizes]
+        target = None
+        if self._has_budget and not is_channels:
+            target = int(sum(sizes) * (1 - self.budget.target[1]) + 1e-6)
+        return ScoreUpdates(scored, self.strength, self.hysteresis, least, target)
+
+    def _work(self) -> dict:
+        """Returns how much work each channel makes, beside the mean, for its push."""
+        if not self._has_budget or self.budget.target[0] != "flops_reduction":
+            return {}
+        graph, counter = self.graph, Counter(self.graph)
+        keep = np.ones(graph.num_units + 1, bool)
+        whole, work = counter.macs(keep), np.zeros(graph.num_units + 1, np.float32)
+        for units in graph.members:
+            keep[units[0]] = False
+            work[units] = whole - counter.macs(keep)
+            keep[units[0]] = True
+        work /= max(1.0, float(work[:-1].mean()))
+        masks = {id(v): graph.units(labels) for v, labels in gate_masks(graph)}
+        return {key: work[units] for key, units in masks.items()}
+
+    def _look(self):
+        """Stops the push on channels while the budget is met."""
+        if self._has_budget and self.graph.unit == "channel":
+            self._updates.is_pushing.assign(float(not self.meets(self.budget)))
+
+    def _set_trainable(self, flag):
+        for each in self._updates.scored:
+            each.scores.trainable = flag
+
+    def _position(self):
+        return training.iterations(self.model) - self._origin
+
+    def _end_step(self):
+        if isinstance(self.end, numbers.Integral):
+            return int(self.end)
+        return None if self._total is None else round(self.end * self._total)
+
+    # Checks --------------------------------------------------------------------
+
+    def _check_model(self):
+        training.check_strategy(self.model)
+        replicas = self.model.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            raise ValueError(
+                "`MaskTraining` trains on one replica. Received: "
+                f"model={self.model.name!r} with {replicas} replicas. Make and compile "
+                "it outside of the strategy's scope."
+            )
+        if self._has_budget and self.graph.unit == "weight":
+            name = self.budget.target[0]
+            if name != "sparsity":
+                raise ValueError(
+                    "A budget for masks on single weights has a `sparsity`. "
+                    f"Received: {self.budget}"
+                )
+
+    def _check_arguments(self):
+        for name in ("strength", "hysteresis"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"`{name}` must not be negative. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+        for name in ("min_density", "end"):
+            value = getattr(self, name)
+            is_steps = name == "end" and isinstance(value, numbers.Integral)
+            if not (value >= 0 if is_steps else 0 <= value <= 1):
+                raise ValueError(
+                    f"`{name}` must lie in [0, 1]. Received: {name}={value!r}"
+                )
+        if not callable(self.learning_rate) and not self.learning_rate > 0:
+            raise ValueError(
+                "`learning_rate` must be positive. Received: "
+                f"learning_rate={self.learning_rate!r}"
+            )
+
+
+def _num_batches(data):
+    number = getattr(data, "cardinality", lambda: None)()
+    if number is None or int(number) <= 0:
+        raise ValueError(
+            "`mask_data` must be a batched `tf.data.Dataset` of known, finite length. "
+            f"Received: {type(data).__name__}. From arrays make one with "
+            "`tf.data.Dataset.from_tensor_slices((x, y)).batch(128)`."
+        )
+    return int(number)
