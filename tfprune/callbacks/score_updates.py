@@ -155,13 +155,10 @@ class ScoreUpdates:
         each, least = self.scored[number], self._least[number]
         scores = tf.convert_to_tensor(each.scores)
         was_open = scores > 0
-        before = self._open[number].value
         if each.norms is not None:
             gradient = tf.math.divide_no_nan(gradient, each.norms())
-        strength = self._strength * pushing * tf.cast(before > least, "float32")
-        moved = scores - rate * (
-            gradient + strength * each.push * each.slope(scores)
-        )
+        strength = self._strength * pushing
+        moved = scores - rate * (gradient + strength * each.push * each.slope(scores))
         moved = tf.where(tf.math.is_finite(moved), moved, scores)
         is_open = moved > 0
         if self._hysteresis:
