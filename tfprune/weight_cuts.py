@@ -167,11 +167,22 @@ def _n_of_m(graph: WeightGraph, arrays: list, budget) -> list:
 
 def _not_among_best(kernel, array: np.ndarray, n_of_m: tuple) -> np.ndarray:
     """Returns the flat indices of weights that are not among the N best of their M."""
-    (best, out_of), axis = n_of_m, kernel.input_axis
-    if axis is None:
+    if kernel.input_axis is None:
         return np.zeros(0, np.int64)
-    shape = tuple(kernel.variable.shape)
-    values = np.moveaxis(array.reshape(shape), axis, -1)
+    values = array.reshape(tuple(kernel.variable.shape))
+    return np.flatnonzero(~keep_of_m(values, kernel.input_axis, n_of_m))
+
+
+def keep_of_m(values: np.ndarray, axis: int, n_of_m: tuple) -> np.ndarray:
+    """Returns the mask of the N largest of every M values in a row along an axis.
+
+    Args:
+        values: array without NaN.
+        axis: int. What is left over at its end keeps up to N.
+        n_of_m: `(n, m)`.
+    """
+    best, out_of = n_of_m
+    values = np.moveaxis(values, axis, -1)
     missing = -values.shape[-1] % out_of
     pads = [(0, 0)] * (values.ndim - 1) + [(0, missing)]
     values = np.pad(values, pads, constant_values=-np.inf)
@@ -180,11 +191,10 @@ def _not_among_best(kernel, array: np.ndarray, n_of_m: tuple) -> np.ndarray:
     for place in range(out_of):
         other = values[..., place : place + 1]
         rank += other > values
-        # Of equal weights the first is the better one.
+        # Of equal values the first is the better one.
         rank[..., place + 1 :] += other == values[..., place + 1 :]
     keep = (rank < best).reshape(*values.shape[:-2], -1)
-    keep = keep[..., : keep.shape[-1] - missing]
-    return np.flatnonzero(~np.moveaxis(keep, -1, axis))
+    return np.moveaxis(keep[..., : keep.shape[-1] - missing], -1, axis)
 
 
 def removed_weights(graph: WeightGraph, masks: Mapping, n_of_m=None) -> dict:

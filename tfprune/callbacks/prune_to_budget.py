@@ -33,10 +33,10 @@ class PruneToBudget(BudgetedCallback):
     from epoch 0 begins the schedule anew, and its first update opens gates that an
     earlier run closed.
 
-    Every epoch's logs receive `"flops_reduction"`, with channels, and `"sparsity"`, the
-    fractions of the multiply-accumulates and of the units that the gates remove. List this
-    callback before those that save the model in the middle of an epoch or read
-    these logs.
+    Every epoch's logs receive `"flops_reduction"`, with channels, and `"sparsity"`,
+    the fractions of the multiply-accumulates and of the units that the gates remove.
+    List this callback before those that save the model in the middle of an epoch or
+    read these logs.
 
     Note that `ModelCheckpoint(save_best_only=True)` and
     `EarlyStopping(restore_best_weights=True)` prefer models from before the budget

@@ -30,6 +30,11 @@ class KernelGate(SwapWrapper):
 
     def build(self, input_shape=None):
         super().build(input_shape)
+        self._places = tuple(self.find_kernels())
+        self.build_gate()
+
+    def find_kernels(self) -> dict:
+        """Returns `{dotted attribute: variable}` of the kernels to gate."""
         own = kernels_of(self.layer)
         places = list(own) if self.kernels is None else self.kernels
         unknown = [place for place in places if place not in own]
@@ -39,12 +44,11 @@ class KernelGate(SwapWrapper):
                 f"kernels={self.kernels} for layer {self.layer.name!r} "
                 f"({type(self.layer).__name__}), whose kernels are {list(own)}"
             )
-        self._places = tuple(places)
-        self.build_gate()
+        return {place: own[place] for place in places}
 
     @abc.abstractmethod
     def build_gate(self):
-        """Makes the variables of the gate; `variables_of` gives the kernels."""
+        """Makes the variables of the gate, for each of `gated_kernels`."""
 
     @abc.abstractmethod
     def gated(self, index, kernel):
@@ -71,7 +75,7 @@ class KernelGate(SwapWrapper):
     @property
     def gated_kernels(self) -> dict:
         """`{name within the layer: variable}` of the kernels, in order."""
-        own = kernels_of(self.layer)
+        own = self.find_kernels()
         return {kernel_name(self.layer, place): own[place] for place in self._places}
 
     def add_gate_weight(self, name, index, kernel, **settings):

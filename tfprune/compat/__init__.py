@@ -1,0 +1,1 @@
+"""The interfaces of other pruning packages, on Keras 3."""
