@@ -27,6 +27,7 @@ import keras
 import numpy as np
 import published
 import structure
+import timing
 
 import tfprune
 from tfprune.callbacks import TickTock
@@ -279,16 +280,16 @@ def steps(options, images, console):
         tick,
         lambda: frozen.train_on_batch(*batch),
     ]
-    structure.interleave(functions, 2)
-    seconds = structure.interleave(functions, 20, time.process_time)
+    timing.interleave(functions, 2)
+    seconds = timing.interleave(functions, 20, time.process_time)
     plain_ms, scored_ms, tock_ms, tick_ms, _ = 1e3 * np.median(seconds, 0)
     detail = f"batch 128, CPU time, {scored_ms:.0f} and {plain_ms:.0f} ms"
-    ratio = structure.paired_ratio(seconds[:, [0, 1]])
+    ratio = timing.paired_ratio(seconds[:, [0, 1]])
     yield structure.Row("step with scores / plain step", ratio, 1.10, "x", detail)
     detail = f"batch 128, CPU time, {tick_ms:.0f} and {tock_ms:.0f} ms"
-    ratio = structure.paired_ratio(seconds[:, [2, 3]])
+    ratio = timing.paired_ratio(seconds[:, [2, 3]])
     yield structure.Row("step of a Tick / of a Tock", ratio, 0.70, "x", detail)
-    ratio = structure.paired_ratio(seconds[:, [0, 4]])
+    ratio = timing.paired_ratio(seconds[:, [0, 4]])
     claim = "what Keras needs with its convolutions frozen / plain step"
     yield structure.Row(claim, ratio, None, "x", "a Tick cannot do with less")
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import structure
+import timing
 
 import tfprune
 from tfprune.surgery.compact import compact_unverified
@@ -106,9 +107,9 @@ def compare():
         clocks = {"CPU": time.process_time, "wall": time.perf_counter}
         seconds = {}
         if not theirs.failure:
-            structure.interleave([us, them], rounds=2)
+            timing.interleave([us, them], rounds=2)
             for name, clock in clocks.items():
-                rounds = structure.interleave([us, them], ROUNDS, clock)
+                rounds = timing.interleave([us, them], ROUNDS, clock)
                 seconds[name] = np.median(rounds, axis=0)
         yield network, ours, theirs, seconds
 
@@ -192,8 +193,8 @@ def _latencies(models, batch, rounds=20):
             model(batch)
 
     functions = [lambda model=model: run(model) for model in models]
-    structure.interleave(functions, rounds=3)
-    seconds = structure.interleave(functions, rounds)
+    timing.interleave(functions, rounds=3)
+    seconds = timing.interleave(functions, rounds)
     dense = 1e3 * np.median(seconds[:, 0])
     return dense, dense / np.median(seconds[:, 0] / seconds[:, 1])
 

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import published
 import tensorflow as tf
+from timing import interleave, paired_ratio
 
 import tfprune
 from tfprune import benchmarking
@@ -43,23 +44,6 @@ class Row:
         if self.higher_is_better:
             return self.measured >= self.limit
         return self.measured <= self.limit
-
-
-def interleave(functions, rounds, clock=time.perf_counter):
-    """Runs each function once a round; returns seconds, `(rounds, functions)`."""
-    order = np.random.default_rng(0)
-    seconds = np.empty((rounds, len(functions)))
-    for row in seconds:
-        for i in order.permutation(len(functions)):
-            start = clock()
-            functions[i]()
-            row[i] = clock() - start
-    return seconds
-
-
-def paired_ratio(seconds):
-    """The second column over the first: median of the rounds' ratios."""
-    return float(np.median(seconds[:, 1] / seconds[:, 0]))
 
 
 def trace(models):

@@ -29,6 +29,7 @@ import keras
 import numpy as np
 import peers
 import structure
+import timing
 
 import tfprune
 from tfprune import benchmarking
@@ -123,12 +124,12 @@ def _rebuilding(model, graph, masks):
     def shrink():
         compact_unverified(graph, masks)
 
-    seconds = structure.interleave([clone, shrink], 5, time.process_time)
+    seconds = timing.interleave([clone, shrink], 5, time.process_time)
     clone_seconds, compact_seconds = np.median(seconds, axis=0)
     return {
         "clone": clone_seconds,
         "compact": compact_seconds,
-        "ratio": structure.paired_ratio(seconds),
+        "ratio": timing.paired_ratio(seconds),
     }
 
 

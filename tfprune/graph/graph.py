@@ -442,7 +442,7 @@ def as_graph(model) -> Graph:
     if graph.unit != "channel":
         raise ValueError(
             "This needs the channels of a model: masks on single weights change no "
-            f'shape and no cost. Received: a graph with unit={graph.unit!r}. Give the '
+            f"shape and no cost. Received: a graph with unit={graph.unit!r}. Give the "
             "model itself, or `tfprune.strip(model)` for a sparse one without gates."
         )
     return graph

@@ -1,8 +1,11 @@
 """Gates: masks that live inside a model."""
 
 from tfprune.layers.channel_gate import GATED_TYPES, ChannelGate, ChannelMask
+from tfprune.layers.hard_concrete import HardConcrete
 from tfprune.layers.kernel_gate import KernelGate
+from tfprune.layers.spliced_mask import SplicedMask
 from tfprune.layers.swapping import SwapWrapper
+from tfprune.layers.targeted_dropout import TargetedDropout
 from tfprune.layers.trainable_mask import TrainableChannelMask, TrainableMask
 from tfprune.layers.weight_mask import WeightMask
 
@@ -10,8 +13,11 @@ __all__ = [
     "GATED_TYPES",
     "ChannelGate",
     "ChannelMask",
+    "HardConcrete",
     "KernelGate",
+    "SplicedMask",
     "SwapWrapper",
+    "TargetedDropout",
     "TrainableChannelMask",
     "TrainableMask",
     "WeightMask",

@@ -4,6 +4,7 @@ import abc
 import functools
 
 import keras
+from keras.src.backend.common.global_state import get_global_attribute
 
 from tfprune.layers.kernels import owner_of
 
@@ -85,6 +86,15 @@ class SwapWrapper(keras.layers.Wrapper):
 
     def compute_mask(self, *args, **kwargs):
         return self.layer.compute_mask(*args, **kwargs)
+
+
+def in_training() -> bool:
+    """Returns whether the call of a layer that is going on is one in training.
+
+    Also for layers whose `call` is not told.
+    """
+    context = get_global_attribute("current_call_ctx")
+    return bool(context is not None and context.get_value("training"))
 
 
 def attribute_of(layer, variable) -> str | None:

@@ -11,7 +11,12 @@ from tfprune.surgery.certificate import certify, finite_probe, nudged, run
 from tfprune.surgery.folding import fold_constants, with_constants
 from tfprune.surgery.gates import has_gates, has_kernel_gates
 from tfprune.surgery.mask import apply_masks, dead_masks, gate_masks, zeroed_values
-from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.surgery.rebuild import (
+    Rebuilder,
+    copy_operation_like,
+    copy_state,
+    with_new_weights,
+)
 from tfprune.surgery.reference import reference
 from tfprune.surgery.rewrites import faster
 from tfprune.surgery.wrap import strip, strip_gates
@@ -22,6 +27,7 @@ def compact(
     masks: Mapping | None = None,
     optimize: bool = False,
     fold: bool = False,
+    reinitialize: bool = False,
 ) -> keras.Model:
     """Returns a smaller model without the masked channels, verified.
 
@@ -50,6 +56,9 @@ def compact(
             and what their shifts leave is kept in this way, where it can be; the
             result computes that. Weights that take it up are no slices of the
             original's. Defaults to False.
+        reinitialize: whether the smaller model, once it is verified, gets weights that
+            its initializers draw anew: the control that is trained from scratch.
+            Defaults to False.
 
     Returns:
         A new model, uncompiled.
@@ -84,7 +93,7 @@ def compact(
         small = faster(small)
     received = run(small, probes)
     certify(expected, received, model, lambda: run(model, nudged(probes), values))
-    return small
+    return with_new_weights(small) if reinitialize else small
 
 
 def _folded(graph: Graph) -> keras.Model:

@@ -191,6 +191,19 @@ def copy_model(model):
     return new
 
 
+def with_new_weights(model):
+    """Returns a copy of a model with the weights that its initializers draw.
+
+    Layers that do not train, such as a `Normalization` of the data, keep theirs.
+    """
+    rebuilder = Rebuilder(lambda op, path: copy_operation_like(op, draw=True))
+    new = rebuilder.model(model)
+    for old, twin in rebuilder.pairs:
+        if not getattr(old, "trainable_variables", None):
+            copy_state(old, twin)
+    return new
+
+
 def copy_operation_like(
     operation,
     settings: dict | None = None,

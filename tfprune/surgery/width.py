@@ -7,7 +7,7 @@ from tfprune.costs import cost
 from tfprune.graph import Graph, as_graph
 from tfprune.surgery.compact import compact_unverified
 from tfprune.surgery.gates import has_gates
-from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.surgery.rebuild import with_new_weights
 
 
 def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras.Model:
@@ -49,7 +49,7 @@ def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras
             f"Model {graph.model.name!r} has gates. Call `tfprune.strip` first."
         )
     masks = _narrow(graph, width, multiple_of)
-    return _with_new_weights(compact_unverified(graph, masks))
+    return with_new_weights(compact_unverified(graph, masks))
 
 
 def width_for(model: keras.Model, flops_reduction: float) -> float:
@@ -97,12 +97,3 @@ def _kept(size: int, width: float, multiple_of: int) -> int:
     if kept < 0.9 * wanted:
         kept += multiple_of
     return min(size, kept)
-
-
-def _with_new_weights(model: keras.Model) -> keras.Model:
-    rebuilder = Rebuilder(lambda op, path: copy_operation_like(op, draw=True))
-    new = rebuilder.model(model)
-    for old, twin in rebuilder.pairs:
-        if not getattr(old, "trainable_variables", None):
-            copy_state(old, twin)
-    return new

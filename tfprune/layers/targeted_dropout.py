@@ -1,0 +1,118 @@
+"""TargetedDropout: dropout of the weights that a cut by magnitude would take."""
+
+import keras
+from keras import ops
+
+from tfprune.layers.kernel_gate import KernelGate
+from tfprune.layers.swapping import in_training
+
+
+@keras.saving.register_keras_serializable("tfprune")
+class TargetedDropout(KernelGate):
+    """Drops small weights at random in training, and all of them otherwise.
+
+    In every output column of a kernel the `target_rate` smallest weights are
+    candidates; each is dropped with probability `drop_rate`, and none of the others.
+    Nothing is scaled up. So the network learns to do without what is cut: outside of
+    training, and in `tfprune.strip`, all candidates are zero.
+
+    Args:
+        layer: a layer of any type with kernels.
+        target_rate: float in [0, 1). Share of the weights that are candidates.
+        drop_rate: float in [0, 1]. How often a candidate is dropped.
+        unit: `"weight"`, or `"column"`: whole output columns, by their L2 norm.
+        ramp_steps: int. Training steps over which both rates grow from 0.
+        seed: int or None. Of what is dropped.
+        kernels: dotted attributes of the kernels to gate. By default all of them.
+
+    Source: Gomez et al., "Learning sparse networks using targeted dropout", 2019,
+    section 3.
+
+    Example:
+
+    ```python
+    model = tfprune.prune_wrap(model, tfprune.layers.TargetedDropout, target_rate=0.9)
+    ```
+    """
+
+    def __init__(
+        self,
+        layer,
+        target_rate=0.75,
+        drop_rate=0.5,
+        unit="weight",
+        ramp_steps=0,
+        seed=None,
+        kernels=None,
+        **kwargs,
+    ):
+        for name, rate in (("target_rate", target_rate), ("drop_rate", drop_rate)):
+            if not 0 <= rate <= 1:
+                raise ValueError(
+                    f"`{name}` must lie in [0, 1]. Received: {name}={rate!r}"
+                )
+        if unit not in ("weight", "column"):
+            raise ValueError(
+                f'`unit` must be "weight" or "column". Received: unit={unit!r}'
+            )
+        self.target_rate = target_rate
+        self.drop_rate = drop_rate
+        self.unit = unit
+        self.ramp_steps = ramp_steps
+        self.seed = seed
+        super().__init__(layer, kernels, **kwargs)
+
+    def build_gate(self):
+        self.generator = keras.random.SeedGenerator(self.seed)
+        self.step = self.add_weight(
+            name="step", shape=(), dtype="int32", initializer="zeros", trainable=False
+        )
+
+    def swaps(self):
+        values = super().swaps()
+        if in_training() and self.ramp_steps:
+            self.step.assign_add(1)
+        return values
+
+    def gated(self, index, kernel):
+        is_candidate = self._candidates(kernel)
+        if in_training():
+            chance = keras.random.uniform(is_candidate.shape, seed=self.generator)
+            is_candidate = is_candidate & (chance < self.drop_rate * self._progress())
+        return ops.where(is_candidate, ops.zeros((), kernel.dtype), kernel)
+
+    def _candidates(self, kernel):
+        """Returns which weights are among the smallest of their column, as bools."""
+        columns = ops.reshape(ops.abs(kernel), (-1, kernel.shape[-1]))
+        if self.unit == "column":
+            columns = ops.sqrt(ops.sum(ops.square(columns), 0))[:, None]
+        # The rank of every weight: exactly as many are below as are asked for.
+        rank = ops.argsort(ops.argsort(columns, 0), 0)
+        number = ops.cast(
+            ops.floor(self.target_rate * self._progress() * columns.shape[0]),
+            rank.dtype,
+        )
+        is_low = rank < number
+        if self.unit == "column":
+            return ops.broadcast_to(is_low[:, 0], kernel.shape)
+        return ops.reshape(is_low, kernel.shape)
+
+    def _progress(self):
+        if not self.ramp_steps:
+            return 1.0
+        steps = ops.cast(self.step, "float32")
+        return ops.minimum(1.0, steps / self.ramp_steps)
+
+    def mask(self, index):
+        kernel = list(self.gated_kernels.values())[index]
+        return ops.logical_not(self._candidates(ops.convert_to_tensor(kernel)))
+
+    def set_mask(self, index, mask):
+        raise ValueError(
+            f"`TargetedDropout` takes no masks: those of {self.name!r} follow from its "
+            "weights. Wrap with `tfprune.layers.WeightMask` for masks of your own."
+        )
+
+    def get_config(self):
+        names = ("target_rate", "drop_rate", "unit", "ramp_steps", "seed")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
