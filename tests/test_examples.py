@@ -119,6 +119,20 @@ def test_polarization(capsys):
     assert before > trained - 5 and end > trained - 5 and trained > 60
 
 
+def test_autoprune(capsys):
+    sparse, masks = load("examples/autoprune.py").main(64, 40)
+    assert masks.density() < 0.3
+    (accuracy,) = map(float, re.findall(r"accuracy ([\d.]+)%", capsys.readouterr().out))
+    assert accuracy > 85
+
+
+def test_from_tfmot(capsys):
+    _, plain = load("examples/from_tfmot.py").main(2)
+    kept = tfprune.read_masks(tfprune.Graph(plain, unit="weight"))
+    assert abs(kept.density() - 0.2) < 0.01
+    assert "sparse: 20% of the weights" in capsys.readouterr().out
+
+
 def test_published_numbers_are_complete():
     rows = json.loads((ROOT / "benchmarks/published.json").read_text())
     required = {"paper", "network", "dataset", "method", "baseline", "pruned"}

@@ -96,10 +96,10 @@ def test_litert_and_keras_files(model, images, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["", ".tflite", ".keras"])
 def test_an_artefact_that_differs_is_refused(model, tmp_path, monkeypatch, suffix):
-    def write(model, path, format):
+    def write(model, path, format, sparse):
         other = keras.models.clone_model(model)
         other.set_weights([1.01 * w for w in model.get_weights()])
-        real(other, path, format)
+        real(other, path, format, sparse)
 
     real = exporting._write
     monkeypatch.setattr(exporting, "_write", write)
@@ -202,3 +202,20 @@ def test_an_unbuilt_model_leaves_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match="built"):
         tfprune.export(model, tmp_path / "small")
     assert not os.listdir(tmp_path)
+
+
+def test_litert_leaves_zeros_out(tmp_path):
+    x = keras.Input((64,))
+    y = keras.layers.Dense(256, activation="relu")(x)
+    model = keras.Model(x, keras.layers.Dense(128)(y))
+    graph = tfprune.Graph(model, unit="weight")
+    masks = tfprune.select(graph, budget=tfprune.Budget(sparsity=0.9))
+    masked = tfprune.apply_masks(graph, masks)
+    sizes = [
+        tfprune.export(masked, tmp_path / f"{sparse}.tflite", "litert", sparse=sparse)
+        for sparse in (False, True)
+    ]
+    dense, sparse = (path.stat().st_size for path in sizes)
+    assert sparse < 0.4 * dense
+    with pytest.raises(ValueError, match="`sparse` goes with"):
+        tfprune.export(masked, tmp_path / "saved", sparse=True)

@@ -35,7 +35,7 @@ def small_network(weights, input_shape, classes):
 
 def test_python_blocks_run(newcomer):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 9
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
@@ -45,19 +45,19 @@ def test_python_blocks_run(newcomer):
     assert tfprune.cost(names["small"]).macs <= 0.5 * dense
     snapshots = {"small-0.30.keras", "small-0.50.keras"}
     files = {path.name for path in newcomer.iterdir()}
-    assert files == {"masks.npz", "small", "search", *snapshots}
+    assert files == {"masks.npz", "small", "search", "sparse.tflite", *snapshots}
 
 
 def test_table_calls_run(newcomer):
     names = {}
     text = README.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for block in (blocks[0], blocks[5]):
+    for block in (blocks[0], blocks[7]):
         exec(block, names)
     exec("from tfprune import *; from tfprune.importances import *", names)
     names.update(budget=names["Budget"](flops_reduction=0.3), gated=names["model"])
     names["my_scores"] = lambda group: np.arange(group.size)
     calls = re.findall(r"^\| [^|]+ \| `((?:select|Budget|compact)\(.*\))` \|$", text, re.MULTILINE)
-    assert len(calls) == 8
+    assert len(calls) == 9
     for call in calls:
         assert eval(call, names)

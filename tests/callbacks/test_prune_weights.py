@@ -212,3 +212,27 @@ def test_channel_callbacks_refuse_masks_on_weights():
         gated().fit(data(), verbose=0, callbacks=[tick_tock])
     with pytest.raises(ValueError, match="has a `sparsity`"):
         gated().fit(data(), verbose=0, callbacks=[prune(Budget(flops_reduction=0.5))])
+
+
+@pytest.mark.parametrize("gate", [WeightMask, tfprune.layers.ChannelGate])
+def test_sparsities_are_written_for_tensorboard(tmp_path, gate):
+    pytest.importorskip("tensorboard")
+    from tensorflow.python.summary.summary_iterator import summary_iterator
+
+    model = compiled(tfprune.prune_wrap(net(), gate))
+    summaries = tfprune.callbacks.MaskSummaries(tmp_path)
+    budget = Budget(sparsity=0.5)
+    history = model.fit(
+        data(), epochs=2, verbose=0, callbacks=[prune(budget), summaries]
+    )
+    (path,) = tmp_path.glob("*")
+    events = [value for e in summary_iterator(str(path)) for value in e.summary.value]
+    found = {}
+    for event in events:
+        found.setdefault(event.tag, []).append(float(tf.make_ndarray(event.tensor)))
+    np.testing.assert_allclose(
+        found["sparsity"], history.history["sparsity"], rtol=1e-5
+    )
+    unit = "weight" if gate is WeightMask else "channel"
+    names = [group.name for group in tfprune.Graph(model, unit=unit).groups]
+    assert {f"sparsity/{name}" for name in names} == found.keys() - {"sparsity"}

@@ -7,6 +7,7 @@ import pytest
 from invariants import halve
 
 import tfprune
+from tfprune.surgery import set_masks
 
 pytestmark = pytest.mark.slow
 
@@ -38,3 +39,24 @@ def check_free_channels(graph):
     else:
         assert not kept and channels.free == channels.total - 10
         assert tfprune.select(graph, "random", tfprune.Budget(sparsity=0.9))
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_masks_on_weights(name):
+    """Wrapped, half of every kernel masked, stripped: nothing aborts, all is equal."""
+    model = checker.randomize(architectures.application(name))
+    inputs = checker.make_inputs(model)
+    gated = tfprune.prune_wrap(model, tfprune.layers.WeightMask)
+    graph = tfprune.Graph(gated, unit="weight")
+    expected = checker.outputs_of(model, inputs)
+    assert checker.relative_error(expected, checker.outputs_of(gated, inputs)) == 0
+    assert all(kernel.gate is not None for kernel in graph.kernels.values())
+    plain = {v.path for v in model.weights if v.name.endswith("kernel")}
+    assert len(graph.kernels) == len(plain)
+    budget = tfprune.Budget(sparsity=0.5)
+    masks = tfprune.select(graph, "magnitude", budget, scope="uniform")
+    set_masks(graph, masks)
+    stripped = tfprune.strip(gated)
+    received = checker.outputs_of(stripped, inputs)
+    assert checker.relative_error(checker.outputs_of(gated, inputs), received) == 0
+    assert tfprune.read_masks(tfprune.Graph(stripped, unit="weight")) == masks

@@ -1,5 +1,6 @@
 """Callbacks: what changes masks during `fit`."""
 
+from tfprune.callbacks.mask_summaries import MaskSummaries as MaskSummaries
 from tfprune.callbacks.mask_training import MaskTraining as MaskTraining
 from tfprune.callbacks.network_surgery import NetworkSurgery as NetworkSurgery
 from tfprune.callbacks.preflight import Preflight as Preflight
