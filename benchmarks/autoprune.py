@@ -1,16 +1,17 @@
 """AutoPrune beside gradual magnitude pruning: python benchmarks/autoprune.py
 
-    --only lenet300   LeNet-300-100 on MNIST: 3 estimators, both rules, gradual magnitude
-                      at the density that AutoPrune reached; five seeds
-    --only lenet5     LeNet-5 on MNIST, three seeds
-    --only steps      time per training step over that without masks, tfmot's beside
+    --only lenet300   LeNet-300-100: 3 estimators, both rules, gradual magnitude at the
+                      density that AutoPrune reached; MNIST, five seeds
+    --only lenet5     LeNet-5; MNIST, three seeds
+    --only steps      time per training step over that without masks; tfmot's beside
     --only update     one global choice of masks over 25 million weights
 
-Runs go to a file, a line each with seed, epochs and command, as soon as they are done; a
-run that is in it is not repeated. Masks learn on one half of the training images while
-weights learn on the other; then the open weights are tuned on all. Gradual magnitude
-trains on all images for as many epochs, along the cubic schedule over the first half, to
-the same number of weights. Test images are looked at when a run is over.
+Runs go to a file, a line each with seed, epochs and command, as soon as they are done;
+a run that is in it is not repeated. Masks and weights learn for the first half of the
+epochs, from the same images, or "in turns" each from its half of them; then the open
+weights are tuned. Gradual magnitude trains for as many epochs, along the cubic schedule
+over the first half, to the same number of weights. All with Adam at 1e-3, which falls
+to zero over the second half. Test images are looked at when a run is over.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from tfprune.surgery import set_masks
 
 BATCH = 256
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-GRADUAL = "gradual magnitude"
+DENSE, GRADUAL = "dense", "gradual magnitude"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +50,14 @@ class Plan:
     """How a network is trained.
 
     Attributes:
-        epochs: of masks and weights in turns, each on its half of the images.
-        tuning: epochs of the open weights on all images.
+        epochs: half of them with masks that change.
         density: share of the weights that the push stops at.
-        strengths: push by rule; the coarse rule's gradients are smaller by the size of
-            the weights.
+        strengths: push by rule; the gradients of the coarse one are smaller by the size
+            of the weights.
         settings: other arguments of `MaskTraining`.
     """
 
     epochs: int
-    tuning: int
     density: float
     strengths: dict
     settings: dict
@@ -66,15 +65,17 @@ class Plan:
 
 PLANS = {
     "lenet300": Plan(
-        40, 12, 1 / 81, {"modified": 4e-4, "coarse": 2.5e-5}, {"hysteresis": 0.1}
+        40, 1 / 81, {"modified": 3e-4, "coarse": 2e-5}, {"hysteresis": 0.1}
     ),
-    "lenet5": Plan(30, 10, 1 / 310, {"modified": 4e-4}, {"hysteresis": 0.1}),
+    "lenet5": Plan(24, 1 / 310, {"modified": 3e-4}, {"hysteresis": 0.1}),
 }
 METHODS = {
     f"{estimator}, {rule}": {"estimator": estimator, "rule": rule}
     for rule in ("modified", "coarse")
     for estimator in ("softplus", "linear", "leaky_relu")
 }
+BEST, IN_TURNS = "softplus, modified", "softplus, modified, in turns"
+METHODS[IN_TURNS] = METHODS[BEST]
 
 
 class Results:
@@ -108,14 +109,14 @@ def lenet300(options):
     """LeNet-300-100: every method at one density, five seeds."""
     data = digits(options.data_dir, flat=True)
     results = Results(options.results)
-    for seed in range(options.seeds or 5):
-        first = auto_prune("lenet300", "softplus, modified", seed, data, results)
+    for seed in options.seeds or range(5):
+        first = auto_prune("lenet300", BEST, seed, data, results)
         gradual("lenet300", seed, first["density"], data, results)
     for method in METHODS:
-        for seed in range(options.seeds or 5):
+        for seed in options.seeds or range(5):
             auto_prune("lenet300", method, seed, data, results)
     options.console.print(_table("lenet300", results))
-    ours = _runs(results, "lenet300", "softplus, modified")
+    ours = _runs(results, "lenet300", BEST)
     theirs = _runs(results, "lenet300", GRADUAL)
     gap = np.mean([r["tuned"] for r in ours]) - np.mean([r["tuned"] for r in theirs])
     yield structure.Row(
@@ -136,11 +137,11 @@ def lenet5(options):
     """LeNet-5: one setting, three seeds."""
     data = digits(options.data_dir, flat=False)
     results = Results(options.results)
-    for seed in range(options.seeds or 3):
-        first = auto_prune("lenet5", "softplus, modified", seed, data, results)
+    for seed in options.seeds or range(3):
+        first = auto_prune("lenet5", BEST, seed, data, results)
         gradual("lenet5", seed, first["density"], data, results)
     options.console.print(_table("lenet5", results))
-    ours = _runs(results, "lenet5", "softplus, modified")
+    ours = _runs(results, "lenet5", BEST)
     for name, limit, unit in (("compression", 310.0, "x"), ("loss", 0.0, " points")):
         found = float(np.mean([row[name] for row in ours]))
         claim = f"AutoPrune, LeNet-5, {name} (the paper's {limit:.0f}{unit})"
@@ -174,29 +175,39 @@ def auto_prune(net, method, seed, data, results):
     keras.utils.set_random_seed(seed)
     start = time.perf_counter()
     base = getattr(networks, net)(keras)
-    dense = _dense(net, seed, data, results)
     model = tfprune.prune_wrap(base, TrainableMask, **METHODS[method])
-    order = np.random.default_rng(seed).permutation(len(train[0]))
-    for_weights, for_masks = np.array_split(order, 2)
+    weights_data, masks_data = batches(*train, seed), None
+    if method == IN_TURNS:
+        order = np.random.default_rng(seed).permutation(len(train[0]))
+        halves = np.array_split(order, 2)
+        weights_data, masks_data = (
+            batches(train[0][half], train[1][half], seed + place)
+            for place, half in enumerate(halves)
+        )
     callback = MaskTraining(
-        batches(train[0][for_masks], train[1][for_masks], seed + 1),
+        masks_data,
         strength=plan.strengths[METHODS[method]["rule"]],
         budget=tfprune.Budget(sparsity=1 - plan.density),
         **plan.settings,
     )
-    _compile(model)
-    halves = batches(train[0][for_weights], train[1][for_weights], seed)
-    model.fit(
-        halves, epochs=plan.epochs, shuffle=False, verbose=0, callbacks=[callback]
-    )
+    half = plan.epochs // 2
+    fit(model, weights_data, half, callback)
     before = accuracy(model, test)
-    _compile(model)
-    all_images = batches(*train, seed)
-    model.fit(all_images, epochs=plan.tuning, shuffle=False, verbose=0)
-    epochs = plan.epochs + plan.tuning
-    row = _row(net, method, seed, epochs, model, before, test, dense, start)
+    data_of_all = batches(*train, seed)
+    fit(model, data_of_all, half, falling=True)
+    row = _row(net, method, seed, plan, model, before, data, results, start)
     results.add(row)
     return row
+
+
+def fit(model, data, epochs, *callbacks, falling=False):
+    """Trains a model; `falling`: at a learning rate that falls to zero."""
+    rate = 1e-3
+    if falling:
+        steps = epochs * int(data.cardinality())
+        rate = keras.optimizers.schedules.PolynomialDecay(rate, steps, 0.0)
+    model.compile(keras.optimizers.Adam(rate), LOSS)
+    model.fit(data, epochs=epochs, shuffle=False, verbose=0, callbacks=[*callbacks])
 
 
 def gradual(net, seed, density, data, results):
@@ -208,40 +219,33 @@ def gradual(net, seed, density, data, results):
     keras.utils.set_random_seed(seed)
     start = time.perf_counter()
     model = tfprune.prune_wrap(getattr(networks, net)(keras), WeightMask)
-    _compile(model)
-    epochs = plan.epochs + plan.tuning
-    callback = PruneToBudget("magnitude", tfprune.Budget(sparsity=1 - density))
-    data_of_all = batches(*train, seed)
-    model.fit(
-        data_of_all, epochs=epochs, shuffle=False, verbose=0, callbacks=[callback]
-    )
-    dense = _dense(net, seed, data, results)
-    after = accuracy(model, test)
-    row = _row(net, GRADUAL, seed, epochs, model, after, test, dense, start)
+    half, data_of_all = plan.epochs // 2, batches(*train, seed)
+    budget = tfprune.Budget(sparsity=1 - density)
+    schedule = tfprune.schedules.Polynomial(end=1.0, frequency=0.05)
+    fit(model, data_of_all, half, PruneToBudget("magnitude", budget, schedule))
+    before = accuracy(model, test)
+    fit(model, data_of_all, half, falling=True)
+    row = _row(net, GRADUAL, seed, plan, model, before, data, results, start)
     results.add(row)
     return row
 
 
-def _dense(net, seed, data, results):
-    """Returns the accuracy of the network as it is, trained for as many epochs."""
-    found = results.find(net=net, method="dense", seed=seed)
+def dense(net, seed, data, results):
+    """One run of the network as it is, for as many epochs; returns its row."""
+    found = results.find(net=net, method=DENSE, seed=seed)
     if found:
-        return found["tuned"]
+        return found
     plan, (train, test) = PLANS[net], data
     keras.utils.set_random_seed(seed)
     start = time.perf_counter()
     model = getattr(networks, net)(keras)
-    _compile(model)
-    epochs = plan.tuning
-    model.fit(batches(*train, seed), epochs=epochs, shuffle=False, verbose=0)
-    after = accuracy(model, test)
-    row = _row(net, "dense", seed, epochs, model, after, test, after, start)
+    half, data_of_all = plan.epochs // 2, batches(*train, seed)
+    fit(model, data_of_all, half)
+    before = accuracy(model, test)
+    fit(model, data_of_all, half, falling=True)
+    row = _row(net, DENSE, seed, plan, model, before, data, results, start)
     results.add(row)
-    return after
-
-
-def _compile(model):
-    model.compile(keras.optimizers.Adam(1e-3), LOSS)
+    return row
 
 
 def accuracy(model, data):
@@ -250,22 +254,21 @@ def accuracy(model, data):
     return 100 * float(np.mean(scores.argmax(-1) == data[1]))
 
 
-def _row(net, method, seed, epochs, model, before, test, dense, start):
-    graph = tfprune.Graph(tfprune.strip(model), unit="weight")
-    masks = tfprune.read_masks(graph)
-    density = masks.density()
-    tuned = accuracy(model, test)
+def _row(net, method, seed, plan, model, before, data, results, start):
+    masks = tfprune.read_masks(tfprune.Graph(tfprune.strip(model), unit="weight"))
+    tuned = accuracy(model, data[1])
+    whole = tuned if method == DENSE else dense(net, seed, data, results)["tuned"]
     return {
         "net": net,
         "method": method,
         "seed": seed,
-        "epochs": epochs,
-        "density": density,
-        "compression": 1 / density,
+        "epochs": plan.epochs,
+        "density": masks.density(),
+        "compression": 1 / masks.density(),
         "kept": {name: int(mask.sum()) for name, mask in masks.items()},
         "before": before,
         "tuned": tuned,
-        "loss": dense - tuned,
+        "loss": whole - tuned,
         "seconds": round(time.perf_counter() - start, 1),
         "command": shlex.join(["python", *sys.argv]),
     }
@@ -286,7 +289,7 @@ def _table(net, results):
     table.add_column("method")
     for name in ("seeds", "epochs", "compression", "before", "tuned", "lowest-highest"):
         table.add_column(name, justify="right")
-    for method in ("dense", GRADUAL, *METHODS):
+    for method in (DENSE, GRADUAL, *METHODS):
         runs = _runs(results, net, method)
         if runs:
             tuned = np.array([run["tuned"] for run in runs])
@@ -407,7 +410,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data-dir", default="../shared/tfds")
     parser.add_argument("--only", nargs="+", choices=sorted(MEASUREMENTS))
-    parser.add_argument("--seeds", type=int, help="as above by default")
+    parser.add_argument("--seeds", type=int, nargs="+", help="0 1 2 ... by default")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--results", default="autoprune.jsonl")
     options = parser.parse_args(arguments)

@@ -38,8 +38,8 @@ WIDTHS = (16, 16, 32, 32, 64, 64)
 PUSHES = (0.8, 1.6, 3.1, 6.2)
 REDUCTIONS = (0.5, 0.6, 0.7)
 LEARNING_RATE, MOMENTUM, BATCH = 0.1, 0.9, 64
-# The sum of weight decay times learning rate: what nothing holds shrinks by e^-2.5.
-DECAY = 2.5
+# The sum of weight decay times learning rate: what nothing holds shrinks by e^-7.5.
+DECAY = 7.5
 METHODS = {
     "Polarization": lambda strength: regularizers.Polarization(1.2, strength),
     "network slimming": regularizers.NetworkSlimming,

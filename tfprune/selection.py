@@ -1,7 +1,7 @@
 """Selection: from scores and a budget to masks."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from tfprune.weight_cuts import select_weights
 _TARGETS = ("flops_reduction", "params_reduction", "sparsity")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Budget:
     """How much goes: a floor on what is removed, and floors on what stays.
 
@@ -78,6 +78,11 @@ class Budget:
                 raise ValueError(
                     f"`{name}` must be an int of at least 1. Received: {name}={value!r}"
                 )
+
+    def __repr__(self) -> str:
+        values = {each: getattr(self, each.name) for each in fields(self)}
+        given = [f"{f.name}={v!r}" for f, v in values.items() if v != f.default]
+        return f"Budget({', '.join(given)})"
 
     @property
     def target(self) -> tuple[str, float] | None:
