@@ -174,6 +174,17 @@ def test_masks_are_held_and_read():
     assert np.array_equal(model.get_weights()[0].ravel(), np.arange(1.0, 9))
 
 
+def test_masks_are_applied_to_models_with_masks():
+    """What is open is masked as asked; what is zero already stays zero."""
+    model = net(np.arange(1.0, 9).reshape(4, 2), np.ones((2, 2)))
+    wrapped = tfprune.prune_wrap(model, tfprune.layers.WeightMask, layers=["d0"])
+    graph = Graph(wrapped, unit="weight")
+    masks = {"d0/kernel": np.arange(8) > 3, "d1/kernel": np.arange(4) > 1}
+    held = tfprune.apply_masks(graph, masks)
+    assert tfprune.read_masks(held) == masks
+    assert tfprune.read_masks(wrapped).density() == 1
+
+
 def test_names_are_the_same_with_gates():
     model = net(np.ones((4, 2)), np.ones((3, 2)))
     wrapped = tfprune.prune_wrap(model, tfprune.layers.WeightMask)

@@ -229,6 +229,33 @@ def test_interrupted_and_resumed_is_bitwise_the_same(tmp_path):
     assert len(set(map(float, np.ravel(scores_of(whole)[0].numpy())))) > 2
 
 
+@pytest.mark.parametrize("mask_data", [None, data(1, 40)])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_killed_and_restored_is_bitwise_the_same(tmp_path, mask_data, is_first):
+    class Killed(Exception):
+        pass
+
+    def kill(batch, logs):
+        if killer.model.optimizer.iterations.numpy() == 8 * 2 + 3:
+            raise Killed
+
+    def run(*others):
+        model = compiled(tfprune.prune_wrap(start, TrainableMask))
+        own = MaskTraining(mask_data, strength=0.02, learning_rate=1.0)
+        pair = [own, *others[:1]] if is_first else [*others[:1], own]
+        model.fit(data(), epochs=4, verbose=0, callbacks=[*pair, *others[1:]])
+        return [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
+
+    start = small_net()
+    expected = run()
+    killer = keras.callbacks.LambdaCallback(on_train_batch_end=kill)
+    with pytest.raises(Killed):
+        run(keras.callbacks.BackupAndRestore(tmp_path), killer)
+    found = run(keras.callbacks.BackupAndRestore(tmp_path))
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_scores_are_no_business_of_the_optimizer_and_stand_still_without_us():
     model = compiled(tfprune.prune_wrap(small_net(), TrainableMask))
     model.fit(data(), verbose=0, callbacks=[MaskTraining(strength=0.02)])

@@ -12,13 +12,14 @@ from tfprune.graph.following import OwnWeight
 from tfprune.graph.literals import rewriter
 from tfprune.layers import ChannelGate
 from tfprune.masks import Masks
-from tfprune.surgery.gates import has_kernel_gates
+from tfprune.surgery.gates import has_gates, has_kernel_gates
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 from tfprune.surgery.weights import (
     masked_weights,
     set_weight_masks,
     weight_masks,
 )
+from tfprune.surgery.wrap import strip
 
 
 def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
@@ -48,7 +49,8 @@ def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
     ```
     """
     if isinstance(model, WeightGraph):
-        return masked_weights(model, masks)
+        has_own = has_gates(model.model)
+        return masked_weights(model.of(strip(model.model)) if has_own else model, masks)
     graph = as_graph(model)
     values = zeroed_values(graph, masks)
     dropped = dropped_slices(graph, masks)
