@@ -186,14 +186,17 @@ def test_masks_are_applied_to_models_with_masks():
 
 
 def test_names_are_the_same_with_gates():
-    model = net(np.ones((4, 2)), np.ones((3, 2)))
-    wrapped = tfprune.prune_wrap(model, tfprune.layers.WeightMask)
+    x = keras.Input((4,))
+    hidden = layers.Dense(5, "relu", name="hidden")(x)
+    model = keras.Model(x, layers.Dense(2, name="logits")(hidden))
+    gates = (tfprune.layers.WeightMask, tfprune.layers.ChannelGate)
+    wrapped = [tfprune.prune_wrap(model, gate) for gate in gates]
     for unit in ("weight", "channel"):
         names = [
             [(g.name, g.size) for g in Graph(each, unit=unit).groups]
-            for each in (model, wrapped)
+            for each in (model, *wrapped)
         ]
-        assert names[0] == names[1]
+        assert names[0] == names[1] == names[2]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tfprune.graph.graph import Graph, unique_names
 from tfprune.graph.group import Group
 from tfprune.graph.nodes import Functional
 from tfprune.graph.subclassed import as_recorded
-from tfprune.layers import KernelGate
+from tfprune.layers import KernelGate, SwapWrapper
 from tfprune.layers.kernels import kernel_name, kernels_of, owner_of
 
 _DENSE_LIKE = (
@@ -77,6 +77,8 @@ def _contracted_axis(equation: str) -> int | None:
 class WeightGraph(Graph):
     """What `Graph(model, unit="weight")` makes: see there."""
 
+    unit = "weight"
+
     def __init__(self, model, unit: str = "weight", block: tuple | None = None):
         self.model = as_recorded(model)
         self.block = None if block is None else _checked_block(block)
@@ -93,8 +95,6 @@ class WeightGraph(Graph):
         )
         self.num_units = sum(group.size for group in self.groups)
 
-    unit = "weight"
-
     def of(self, model) -> "WeightGraph":
         return WeightGraph(model, **self._settings)
 
@@ -105,13 +105,13 @@ class WeightGraph(Graph):
     def plain_layers(self):
         """Yields (path, layer) of all layers, without the gates around them."""
         for path, layer in _layers_of(self.model, ""):
-            yield path, layer.layer if isinstance(layer, KernelGate) else layer
+            yield path, layer.layer if isinstance(layer, SwapWrapper) else layer
 
     def _find_kernels(self) -> tuple[list, list]:
         names, kernels, seen = [], [], set()
         for path, layer in _layers_of(self.model, ""):
             gate = layer if isinstance(layer, KernelGate) else None
-            inner = layer if gate is None else layer.layer
+            inner = layer.layer if isinstance(layer, SwapWrapper) else layer
             why = why_not(inner)
             if why is not None:
                 self.skipped[path] = why
