@@ -267,6 +267,19 @@ def test_scores_are_no_business_of_the_optimizer_and_stand_still_without_us():
         np.testing.assert_array_equal(one, other.numpy())
 
 
+def test_masks_see_all_of_their_data_in_turn():
+    class Recording(MaskTraining):
+        def on_train_begin(self, logs=None):
+            super().on_train_begin(logs)
+            self._mask_step = lambda x, *others: seen.append(x.numpy().tobytes())
+
+    seen, mask_data = [], data(1, 80)
+    model = compiled(tfprune.prune_wrap(small_net(), TrainableMask))
+    model.fit(data(), epochs=2, verbose=0, callbacks=[Recording(mask_data)])
+    expected = [x.numpy().tobytes() for x, _ in mask_data.repeat().take(16)]
+    assert seen == expected
+
+
 def test_no_retracing():
     traces = []
 
@@ -421,6 +434,18 @@ def test_channel_rule_is_the_gradient_along_the_weights_over_their_norm():
     assert np.ptp(found["bn"]) > 1e-3 and np.ptp(found["inner"]) > 1e-3
 
 
+@pytest.mark.parametrize("unit", ["weight", "channel"])
+def test_no_custom_gradient_is_left_in_a_file(tmp_path, unit):
+    model = tfprune.prune_wrap(residual(), TrainableMask, unit=unit)
+    model.export(tmp_path / "gated", verbose=False)
+    tfprune.export(model, tmp_path / "plain")
+    found = {
+        name: b"CustomGradient" in (tmp_path / name / "saved_model.pb").read_bytes()
+        for name in ("gated", "plain")
+    }
+    assert found == {"gated": True, "plain": False}
+
+
 # Errors ------------------------------------------------------------------------------
 
 
@@ -429,7 +454,6 @@ def test_channel_rule_is_the_gradient_along_the_weights_over_their_norm():
     [
         ({"strength": -1.0}, "`strength` must not be negative"),
         ({"min_density": 2.0}, r"`min_density` must lie in \[0, 1\]"),
-        ({"end": 1.5}, r"`end` must lie in \[0, 1\]"),
         ({"learning_rate": 0.0}, "`learning_rate` must be positive"),
         ({"mask_data": [1, 2]}, "`mask_data` must be a batched"),
         ({"budget": 0.5}, "`budget` must be"),

@@ -1,7 +1,5 @@
 """AutoPrune: masks that are trained beside the weights, inside `fit`."""
 
-import numbers
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -54,8 +52,6 @@ class MaskTraining(BudgetedCallback):
         min_density: float. The share of scores of a layer that stays open in any case,
             rounded up: a layer that has closed gets no gradients and would stay so.
             0 for no such guard. Defaults to 0.0005.
-        end: int (steps) or float (fraction of the run). When scores stop moving.
-            Defaults to 1.0.
         log_layers: bool. Whether densities of layers are logged. Defaults to True.
 
     Raises:
@@ -86,7 +82,6 @@ class MaskTraining(BudgetedCallback):
         budget=None,
         hysteresis=0.0,
         min_density=0.0005,
-        end=1.0,
         log_layers=True,
     ):
         super().__init__(Budget(sparsity=0.0) if budget is None else budget)
@@ -95,7 +90,6 @@ class MaskTraining(BudgetedCallback):
         self.strength = strength
         self.hysteresis = hysteresis
         self.min_density = min_density
-        self.end = end
         self.log_layers = log_layers
         self._has_budget = budget is not None
         self._check_arguments()
@@ -112,9 +106,6 @@ class MaskTraining(BudgetedCallback):
             optimizer.build(self.model.trainable_variables)
         self._updates = self._make_updates()
         self._updates.sync()
-        self._rate = keras.Variable(1.0, trainable=False)
-        self._total = training.total_steps(self.model, self.params)
-        self._end = self._end_step()
         self._origin = None
         vars(optimizer)["apply_gradients"] = self._routed(optimizer)
         self._set_trainable(self.mask_data is None)
@@ -132,8 +123,7 @@ class MaskTraining(BudgetedCallback):
             self._batches = iter(self.mask_data.repeat().skip(start))
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._rate.assign(float(self._end is None or self._position() < self._end))
-        if self.mask_data is None or not self._rate.numpy():
+        if self.mask_data is None:
             return
         for _ in range(self.model.steps_per_execution):
             batch = keras.utils.unpack_x_y_sample_weight(next(self._batches))
@@ -204,7 +194,7 @@ class MaskTraining(BudgetedCallback):
             rate = rate(self.model.optimizer.iterations)
         unscaled = [gradients.get(n) for n in range(len(self._updates.scored))]
         unscaled = [g if g is None else g / scale for g in unscaled]
-        self._updates.step(unscaled, rate * self._rate.value)
+        self._updates.step(unscaled, rate)
 
     def _train_masks(self, x, y=None, sample_weight=None):
         model, optimizer = self.model, self.model.optimizer
@@ -266,11 +256,6 @@ class MaskTraining(BudgetedCallback):
     def _position(self):
         return training.iterations(self.model) - self._origin
 
-    def _end_step(self):
-        if isinstance(self.end, numbers.Integral):
-            return int(self.end)
-        return None if self._total is None else round(self.end * self._total)
-
     # Checks --------------------------------------------------------------------
 
     def _check_model(self):
@@ -297,13 +282,11 @@ class MaskTraining(BudgetedCallback):
                     f"`{name}` must not be negative. "
                     f"Received: {name}={getattr(self, name)!r}"
                 )
-        for name in ("min_density", "end"):
-            value = getattr(self, name)
-            is_steps = name == "end" and isinstance(value, numbers.Integral)
-            if not (value >= 0 if is_steps else 0 <= value <= 1):
-                raise ValueError(
-                    f"`{name}` must lie in [0, 1]. Received: {name}={value!r}"
-                )
+        if not 0 <= self.min_density <= 1:
+            raise ValueError(
+                "`min_density` must lie in [0, 1]. "
+                f"Received: min_density={self.min_density!r}"
+            )
         if not callable(self.learning_rate) and not self.learning_rate > 0:
             raise ValueError(
                 "`learning_rate` must be positive. Received: "
