@@ -22,6 +22,9 @@ class UpdatePruningStep(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._layers = pruned_layers(self.model)
+        self._schedules = [
+            str(layer.pruning_schedule.get_config()) for layer in self._layers
+        ]
         for layer in self._layers:
             if int(layer.pruning_step.numpy()) < 0:
                 layer.pruning_step.assign(0)
@@ -35,13 +38,16 @@ class UpdatePruningStep(keras.callbacks.Callback):
             self._seen = list(self._start)
             self._warn_if_idle()
         taken = training.iterations(self.model) - self._began
+        # Layers that are pruned alike are asked for once: a schedule is slow to ask.
+        due: dict[tuple, float | None] = {}
         for number, layer in enumerate(self._layers):
-            step = self._start[number] + taken + 1
-            first = self._seen[number] + 1
-            sparsity = due_sparsity(layer.pruning_schedule, first, step)
-            self._seen[number] = step
-            if sparsity is not None:
-                layer.update_masks(sparsity)
+            first, last = self._seen[number] + 1, self._start[number] + taken + 1
+            key = (self._schedules[number], first, last)
+            if key not in due:
+                due[key] = due_sparsity(layer.pruning_schedule, first, last)
+            self._seen[number] = last
+            if due[key] is not None:
+                layer.update_masks(due[key])
 
     def on_epoch_end(self, batch, logs=None):
         if self._began is None:
