@@ -146,6 +146,12 @@ def test_model_pruned_by_tfmot_comes_over(original):
     masks = tfprune.read_masks(graph)
     assert {round(mask.mean(), 2) for mask in masks.values()} <= {0.25, 0.26}
     assert tfprune.read_masks(tfprune.apply_masks(graph, masks)) == masks
+    # The original masks at the next forward pass: until then anything may be there.
+    wrapper = next(each for each in pruned.layers if each.name.endswith("_conv"))
+    weight, mask, _ = wrapper.pruning_vars[0]
+    weight.assign(np.ones(weight.shape))
+    kernel = from_tfmot(pruned).get_layer("conv").kernel.numpy()
+    np.testing.assert_array_equal(kernel, mask.numpy())
 
 
 def test_only_models_of_tf_keras_come_over():
