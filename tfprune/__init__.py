@@ -11,12 +11,13 @@ from tfprune import (
     thresholds,
 )
 from tfprune.benchmarking import benchmark
+from tfprune.budget import Budget
 from tfprune.costs import cost
 from tfprune.exporting import export
 from tfprune.graph import Graph, Group, register_rule
 from tfprune.masks import Masks
 from tfprune.pruning import prune
-from tfprune.selection import Budget, select
+from tfprune.selection import select
 from tfprune.surgery import (
     apply_masks,
     compact,

@@ -6,8 +6,9 @@ import keras
 import numpy as np
 
 from tfprune import importances
+from tfprune.budget import Budget
 from tfprune.graph import as_graph
-from tfprune.selection import Budget, select
+from tfprune.selection import select
 from tfprune.surgery import compact, has_gates, read_masks, strip
 
 

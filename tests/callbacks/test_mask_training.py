@@ -190,7 +190,7 @@ def test_scores_follow_the_formula_in_one_step(estimator, rule):
     callback = MaskTraining(learning_rate=0.3, strength=0.02)
     gated.fit(data().take(1), verbose=0, callbacks=[callback])
     gate = gated.get_layer("hidden")
-    slope = gate.slope(tf.constant(0.5)).numpy()
+    slope = gate.learning.slope(tf.constant(0.5)).numpy()
     factor = np.sign(kernel.numpy()) if rule == "modified" else kernel.numpy()
     expected = 0.5 - 0.3 * slope * (factor * dt + 0.02)
     np.testing.assert_allclose(gate.scores[0].numpy(), expected, rtol=1e-4)

@@ -7,9 +7,9 @@ import warnings
 import keras
 import pytest
 
+from tfprune.budget import Budget
 from tfprune.callbacks import Preflight, PruneToBudget
 from tfprune.schedules import Periodic
-from tfprune.selection import Budget
 from tfprune.surgery import prune_wrap
 
 HALF = Budget(flops_reduction=0.5)
@@ -106,7 +106,7 @@ tf.config.set_logical_device_configuration(cpu, two)
 from tfprune.callbacks import Preflight, PruneToBudget
 from tfprune.costs import cost
 from tfprune.graph import Graph
-from tfprune.selection import Budget
+from tfprune.budget import Budget
 from tfprune.surgery import prune_wrap, read_masks
 
 def make():

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 
+from tfprune.budget import Budget
 from tfprune.callbacks import PruneToBudget
 from tfprune.costs import cost
 from tfprune.graph import Graph
 from tfprune.schedules import Constant, OneShot, Periodic, Polynomial
-from tfprune.selection import Budget
 from tfprune.surgery import prune_wrap, read_masks
 
 HALF = Budget(flops_reduction=0.5)

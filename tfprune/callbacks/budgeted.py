@@ -6,9 +6,9 @@ import keras
 import numpy as np
 
 from tfprune import training
+from tfprune.budget import Budget
 from tfprune.costs import cost
 from tfprune.graph import Graph
-from tfprune.selection import Budget
 from tfprune.surgery import has_gates, masks_in, set_masks
 from tfprune.surgery.gates import has_kernel_gates
 from tfprune.surgery.mask import gate_masks

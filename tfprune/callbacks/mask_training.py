@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprune import training
+from tfprune.budget import Budget
 from tfprune.callbacks.budgeted import BudgetedCallback
 from tfprune.callbacks.score_updates import (
     ScoreUpdates,
@@ -12,7 +13,6 @@ from tfprune.callbacks.score_updates import (
     scored_kernels,
 )
 from tfprune.costs import Counter
-from tfprune.selection import Budget
 from tfprune.surgery.mask import gate_masks
 
 

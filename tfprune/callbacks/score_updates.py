@@ -42,7 +42,7 @@ def scored_kernels(graph) -> list[Scored]:
         Scored(
             name,
             kernel.gate.scores[kernel.index],
-            kernel.gate.slope,
+            kernel.gate.learning.slope,
             kernels=((kernel.variable, tuple(kernel.variable.shape)),),
         )
         for name, kernel in graph.kernels.items()
@@ -77,10 +77,10 @@ def _scored_channels(gates: list, push: dict) -> Scored:
     return Scored(
         gates[0].name,
         mask.scores,
-        mask.slope,
+        mask.learning.slope,
         mask=mask.mask,
         kernels=tuple((gate.gate_variable, (-1,)) for gate in gates),
-        norms=norms if mask.rule == "modified" else None,
+        norms=norms if mask.learning.rule == "modified" else None,
         push=push.get(id(mask.mask), 1.0),
     )
 

@@ -84,6 +84,11 @@ class KernelGate(SwapWrapper):
         suffix = f"_{index}" if index else ""
         return self.add_weight(name=f"{name}{suffix}", **settings)
 
+    def add_mask(self, index, kernel):
+        """Adds a bool mask of a kernel's shape, all open."""
+        settings = {"dtype": "bool", "initializer": _all_true, "trainable": False}
+        return self.add_gate_weight("mask", index, kernel, **settings)
+
     def swaps(self) -> dict:
         """Returns `{dotted attribute: masked kernel}`."""
         values = {}
@@ -103,6 +108,5 @@ class KernelGate(SwapWrapper):
         return cls(**{**config, "layer": layer})
 
 
-def all_true(shape, dtype=None):
-    """Initializer of masks."""
+def _all_true(shape, dtype=None):
     return ops.ones(shape, dtype="bool")

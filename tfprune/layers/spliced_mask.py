@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tfprune.layers.kernel_gate import KernelGate, all_true
+from tfprune.layers.kernel_gate import KernelGate
 
 
 @keras.saving.register_keras_serializable("tfprune")
@@ -29,16 +29,7 @@ class SplicedMask(KernelGate):
     def build_gate(self):
         self.masks, self.thresholds = [], []
         for index, kernel in enumerate(self.gated_kernels.values()):
-            self.masks.append(
-                self.add_gate_weight(
-                    "mask",
-                    index,
-                    kernel,
-                    dtype="bool",
-                    initializer=all_true,
-                    trainable=False,
-                )
-            )
+            self.masks.append(self.add_mask(index, kernel))
             # Below zero: not chosen yet.
             self.thresholds.append(
                 self.add_gate_weight(

@@ -1,5 +1,7 @@
 """TrainableMask: a mask that is learned, cut out of a trainable score per weight."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
@@ -9,6 +11,39 @@ from tfprune.layers.kernel_gate import KernelGate
 
 # How far from the threshold a score is put that is opened or closed by hand.
 _CLEAR = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class _Learning:
+    """How scores learn: the arguments that all trainable masks share."""
+
+    estimator: str
+    rule: str
+    negative_slope: float
+    initial: float
+
+    def __post_init__(self):
+        known = {
+            "estimator": straight_through.ESTIMATORS,
+            "rule": straight_through.RULES,
+        }
+        for name, allowed in known.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"`{name}` must be one of {allowed}. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+        for name in ("negative_slope", "initial"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"`{name}` must be above zero: a score that is not is closed, and a "
+                    "slope of zero would leave it so. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+
+    def slope(self, scores):
+        """Returns the estimator's derivative at `scores`."""
+        return straight_through.slope(scores, self.estimator, self.negative_slope)
 
 
 @keras.saving.register_keras_serializable("tfprune")
@@ -60,11 +95,7 @@ class TrainableMask(KernelGate):
         kernels=None,
         **kwargs,
     ):
-        _check(estimator, rule, negative_slope, initial)
-        self.estimator = estimator
-        self.rule = rule
-        self.negative_slope = negative_slope
-        self.initial = initial
+        self.learning = _Learning(estimator, rule, negative_slope, initial)
         super().__init__(layer, kernels, **kwargs)
 
     def build_gate(self):
@@ -74,7 +105,7 @@ class TrainableMask(KernelGate):
         ]
 
     def _add_score(self, index, kernel):
-        initializer = keras.initializers.Constant(self.initial)
+        initializer = keras.initializers.Constant(self.learning.initial)
         score = self.add_gate_weight(
             "score", index, kernel, dtype="float32", initializer=initializer
         )
@@ -84,12 +115,13 @@ class TrainableMask(KernelGate):
         return score
 
     def gated(self, index, kernel):
+        learning = self.learning
         return straight_through.masked(
             kernel,
             self.scores[index],
-            self.estimator,
-            self.rule,
-            self.negative_slope,
+            learning.estimator,
+            learning.rule,
+            learning.negative_slope,
         )
 
     def mask(self, index):
@@ -98,18 +130,8 @@ class TrainableMask(KernelGate):
     def set_mask(self, index, mask):
         set_scores(self.scores[index], mask)
 
-    def slope(self, scores):
-        """Returns the estimator's derivative at `scores`."""
-        return straight_through.slope(scores, self.estimator, self.negative_slope)
-
     def get_config(self):
-        return {
-            **super().get_config(),
-            "estimator": self.estimator,
-            "rule": self.rule,
-            "negative_slope": self.negative_slope,
-            "initial": self.initial,
-        }
+        return {**super().get_config(), **dataclasses.asdict(self.learning)}
 
 
 @keras.saving.register_keras_serializable("tfprune")
@@ -135,12 +157,8 @@ class TrainableChannelMask(ChannelMask):
         initial=0.5,
         **kwargs,
     ):
-        _check(estimator, rule, negative_slope, initial)
         super().__init__(size, **kwargs)
-        self.estimator = estimator
-        self.rule = rule
-        self.negative_slope = negative_slope
-        self.initial = initial
+        self.learning = _Learning(estimator, rule, negative_slope, initial)
         self.scores = self.add_weight(
             shape=(size,),
             dtype="float32",
@@ -151,22 +169,13 @@ class TrainableChannelMask(ChannelMask):
         self.scores.trainable = False
 
     def factors(self):
+        learning = self.learning
         return straight_through.passing(
-            self.mask, self.scores, self.estimator, self.negative_slope
+            self.mask, self.scores, learning.estimator, learning.negative_slope
         )
 
-    def slope(self, scores):
-        """Returns the estimator's derivative at `scores`."""
-        return straight_through.slope(scores, self.estimator, self.negative_slope)
-
     def get_config(self):
-        return {
-            **super().get_config(),
-            "estimator": self.estimator,
-            "rule": self.rule,
-            "negative_slope": self.negative_slope,
-            "initial": self.initial,
-        }
+        return {**super().get_config(), **dataclasses.asdict(self.learning)}
 
 
 def set_scores(scores, mask) -> None:
@@ -179,18 +188,3 @@ def set_scores(scores, mask) -> None:
     values = ops.convert_to_tensor(scores)
     away = ops.where(mask, _CLEAR, -_CLEAR)
     scores.assign(ops.where((values > 0) == mask, values, away))
-
-
-def _check(estimator, rule, negative_slope, initial) -> None:
-    known = {"estimator": straight_through.ESTIMATORS, "rule": straight_through.RULES}
-    for name, value in (("estimator", estimator), ("rule", rule)):
-        if value not in known[name]:
-            raise ValueError(
-                f"`{name}` must be one of {known[name]}. Received: {name}={value!r}"
-            )
-    for name, value in (("negative_slope", negative_slope), ("initial", initial)):
-        if not 0 < value < float("inf"):
-            raise ValueError(
-                f"`{name}` must be above zero: a score that is not is closed, and a "
-                f"slope of zero would leave it so. Received: {name}={value!r}"
-            )

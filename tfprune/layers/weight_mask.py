@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tfprune.layers.kernel_gate import KernelGate, all_true
+from tfprune.layers.kernel_gate import KernelGate
 
 
 @keras.saving.register_keras_serializable("tfprune")
@@ -35,14 +35,7 @@ class WeightMask(KernelGate):
     def build_gate(self):
         self.masks = []
         for index, kernel in enumerate(self.gated_kernels.values()):
-            mask = self.add_gate_weight(
-                "mask",
-                index,
-                kernel,
-                dtype="bool",
-                initializer=all_true,
-                trainable=False,
-            )
+            mask = self.add_mask(index, kernel)
             self.masks.append(mask)
             kernel.constraint = _HoldZeros(mask, kernel.constraint)
 

@@ -1,0 +1,122 @@
+"""Budget: how much goes, and what stays in any case."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+_TARGETS = ("flops_reduction", "params_reduction", "sparsity")
+
+
+@dataclass(frozen=True, repr=False)
+class Budget:
+    """How much goes: a floor on what is removed, and floors on what stays.
+
+    At most one of the four targets is given; the smallest choice that meets it is
+    taken.
+
+    Args:
+        flops_reduction: fraction of multiply-accumulates to remove, in [0, 1).
+        params_reduction: fraction of weights to remove, in [0, 1).
+        sparsity: fraction of the prunable units to remove (channels; single weights
+            with a graph of those), in [0, 1).
+        n_of_m: `(n, m)`, for graphs of single weights: of every m weights in a row
+            along the input axis of a kernel the n best stay, such as `(2, 4)`. Kernels
+            without one, as of depthwise convolutions and `Embedding`, stay whole.
+        max_sparsity: largest fraction removed from any one group, in [0, 1], or
+            `{path pattern: fraction}`, where the first pattern that matches a group
+            counts and 0 keeps it whole; None for no such cap. The papers' floor of
+            10 % kept is 0.9.
+        min_channels: units that stay in every group, at least 1.
+        multiple_of: kept units of a group are rounded up to a multiple of this
+            (8 or 16 suit vector units), as far as the group has them.
+        in_force: fraction of what `n_of_m` removes that is to go, in [0, 1]: those with
+            the lowest scores. Schedules set it. Defaults to 1.
+
+    Raises:
+        ValueError: for fractions outside their range or several targets.
+
+    Example:
+
+    >>> tfprune.Budget(flops_reduction=0.5, multiple_of=8)
+    """
+
+    flops_reduction: float | None = None
+    params_reduction: float | None = None
+    sparsity: float | None = None
+    max_sparsity: float | Mapping[str, float] | None = None
+    min_channels: int = 1
+    multiple_of: int = 1
+    n_of_m: tuple[int, int] | None = None
+    in_force: float = 1.0
+
+    def __post_init__(self):
+        given = [name for name in _TARGETS if getattr(self, name) is not None]
+        if len(given) + (self.n_of_m is not None) > 1:
+            given += ["n_of_m"] * (self.n_of_m is not None)
+            raise ValueError(f"A budget has one target. Received: {', '.join(given)}.")
+        for name in given:
+            check_fraction(name, getattr(self, name))
+        _check_n_of_m(self.n_of_m)
+        caps = self.max_sparsity
+        for cap in caps.values() if isinstance(caps, Mapping) else [caps]:
+            if cap is not None and not (_is_number(cap) and 0 <= cap <= 1):
+                raise ValueError(
+                    "`max_sparsity` must lie in [0, 1]: it is the largest fraction "
+                    f"removed from one group. Received: max_sparsity={caps}"
+                )
+        for name in ("min_channels", "multiple_of"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(
+                    f"`{name}` must be an int of at least 1. Received: {name}={value!r}"
+                )
+
+    def __repr__(self) -> str:
+        values = {each: getattr(self, each.name) for each in fields(self)}
+        given = [f"{f.name}={v!r}" for f, v in values.items() if v != f.default]
+        return f"Budget({', '.join(given)})"
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """Returns `(name, fraction)` of the target, None if there is none."""
+        for name in _TARGETS:
+            if getattr(self, name) is not None:
+                return name, getattr(self, name)
+        return None if self.n_of_m is None else ("n_of_m", self.in_force)
+
+    def scaled(self, fraction: float) -> "Budget":
+        """Returns this budget with `fraction` of its target, as a schedule asks for."""
+        if self.target is None:
+            return self
+        name, value = self.target
+        name = "in_force" if name == "n_of_m" else name
+        return replace(self, **{name: value * fraction})
+
+
+def _check_n_of_m(n_of_m) -> None:
+    if n_of_m is None:
+        return
+    pair = n_of_m if isinstance(n_of_m, (tuple, list)) else ()
+    are_ints = [isinstance(n, (int, np.integer)) for n in pair]
+    if len(pair) != 2 or not all(are_ints) or not 0 < pair[0] < pair[1]:
+        raise ValueError(
+            "`n_of_m` must be two ints with 0 < n < m: of every m weights n stay, such "
+            f"as (2, 4). Received: n_of_m={n_of_m!r}"
+        )
+
+
+def _is_number(value) -> bool:
+    kinds = (int, float, np.floating, np.integer)
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def check_fraction(name: str, value) -> None:
+    number = _is_number(value)
+    if number and 0 <= value < 1:
+        return
+    hint = f" For {value} % pass {value / 100}." if number and 1 < value < 100 else ""
+    raise ValueError(
+        f"`{name}` must lie in [0, 1): it is the fraction to remove. "
+        f"Received: {name}={value!r}.{hint}"
+    )
