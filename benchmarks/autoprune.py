@@ -67,7 +67,7 @@ PLANS = {
     "lenet300": Plan(
         40, 1 / 81, {"modified": 3e-4, "coarse": 2e-5}, {"hysteresis": 0.1}
     ),
-    "lenet5": Plan(24, 1 / 310, {"modified": 3e-4}, {"hysteresis": 0.1}),
+    "lenet5": Plan(20, 1 / 310, {"modified": 5e-4}, {"hysteresis": 0.1}),
 }
 METHODS = {
     f"{estimator}, {rule}": {"estimator": estimator, "rule": rule}
@@ -168,34 +168,79 @@ def batches(images, labels, seed):
 
 def auto_prune(net, method, seed, data, results):
     """One run of AutoPrune from scratch; returns its row."""
+    plan, (images, labels) = PLANS[net], data[0]
+
+    def first_half(base, data_of_all):
+        model = tfprune.prune_wrap(base, TrainableMask, **METHODS[method])
+        for_weights, for_masks = data_of_all, None
+        if method == IN_TURNS:
+            order = np.random.default_rng(seed).permutation(len(images))
+            for_weights, for_masks = (
+                batches(images[half], labels[half], seed + place)
+                for place, half in enumerate(np.array_split(order, 2))
+            )
+        callback = MaskTraining(
+            for_masks,
+            strength=plan.strengths[METHODS[method]["rule"]],
+            budget=tfprune.Budget(sparsity=1 - plan.density),
+            **plan.settings,
+        )
+        return model, for_weights, [callback]
+
+    return run(net, method, seed, data, results, first_half)
+
+
+def gradual(net, seed, density, data, results):
+    """One run of cubic gradual magnitude pruning to a density; returns its row."""
+
+    def first_half(base, data_of_all):
+        budget = tfprune.Budget(sparsity=1 - density)
+        schedule = tfprune.schedules.Polynomial(end=1.0, frequency=0.05)
+        callback = PruneToBudget("magnitude", budget, schedule)
+        return tfprune.prune_wrap(base, WeightMask), data_of_all, [callback]
+
+    return run(net, GRADUAL, seed, data, results, first_half)
+
+
+def dense(net, seed, data, results):
+    """One run of the network as it is, for as many epochs; returns its row."""
+    return run(net, DENSE, seed, data, results, lambda base, images: (base, images, []))
+
+
+def run(net, method, seed, data, results, first_half):
+    """Trains a network, unless that was done before; returns its row.
+
+    Args:
+        first_half: function `(network, data) -> (model, data, callbacks)` for the first
+            half of the epochs.
+    """
     found = results.find(net=net, method=method, seed=seed)
     if found:
         return found
-    plan, (train, test) = PLANS[net], data
     keras.utils.set_random_seed(seed)
     start = time.perf_counter()
-    base = getattr(networks, net)(keras)
-    model = tfprune.prune_wrap(base, TrainableMask, **METHODS[method])
-    weights_data, masks_data = batches(*train, seed), None
-    if method == IN_TURNS:
-        order = np.random.default_rng(seed).permutation(len(train[0]))
-        halves = np.array_split(order, 2)
-        weights_data, masks_data = (
-            batches(train[0][half], train[1][half], seed + place)
-            for place, half in enumerate(halves)
-        )
-    callback = MaskTraining(
-        masks_data,
-        strength=plan.strengths[METHODS[method]["rule"]],
-        budget=tfprune.Budget(sparsity=1 - plan.density),
-        **plan.settings,
-    )
-    half = plan.epochs // 2
-    fit(model, weights_data, half, callback)
-    before = accuracy(model, test)
-    data_of_all = batches(*train, seed)
-    fit(model, data_of_all, half, falling=True)
-    row = _row(net, method, seed, plan, model, before, data, results, start)
+    epochs, data_of_all = PLANS[net].epochs, batches(*data[0], seed)
+    model, images, callbacks = first_half(getattr(networks, net)(keras), data_of_all)
+    fit(model, images, epochs // 2, *callbacks)
+    before = accuracy(model, data[1])
+    fit(model, data_of_all, epochs // 2, falling=True)
+    tuned, seconds = accuracy(model, data[1]), time.perf_counter() - start
+    whole = tuned if method == DENSE else dense(net, seed, data, results)["tuned"]
+    masks = tfprune.read_masks(tfprune.Graph(tfprune.strip(model), unit="weight"))
+    row = {
+        "net": net,
+        "method": method,
+        "seed": seed,
+        "epochs": epochs,
+        "density": masks.density(),
+        "compression": 1 / masks.density(),
+        "kept": {name: int(mask.sum()) for name, mask in masks.items()},
+        "before": before,
+        "tuned": tuned,
+        "loss": whole - tuned,
+        "seconds": round(seconds, 1),
+        "command": shlex.join(["python", *sys.argv]),
+    }
     results.add(row)
     return row
 
@@ -210,68 +255,10 @@ def fit(model, data, epochs, *callbacks, falling=False):
     model.fit(data, epochs=epochs, shuffle=False, verbose=0, callbacks=[*callbacks])
 
 
-def gradual(net, seed, density, data, results):
-    """One run of cubic gradual magnitude pruning to a density; returns its row."""
-    found = results.find(net=net, method=GRADUAL, seed=seed)
-    if found:
-        return found
-    plan, (train, test) = PLANS[net], data
-    keras.utils.set_random_seed(seed)
-    start = time.perf_counter()
-    model = tfprune.prune_wrap(getattr(networks, net)(keras), WeightMask)
-    half, data_of_all = plan.epochs // 2, batches(*train, seed)
-    budget = tfprune.Budget(sparsity=1 - density)
-    schedule = tfprune.schedules.Polynomial(end=1.0, frequency=0.05)
-    fit(model, data_of_all, half, PruneToBudget("magnitude", budget, schedule))
-    before = accuracy(model, test)
-    fit(model, data_of_all, half, falling=True)
-    row = _row(net, GRADUAL, seed, plan, model, before, data, results, start)
-    results.add(row)
-    return row
-
-
-def dense(net, seed, data, results):
-    """One run of the network as it is, for as many epochs; returns its row."""
-    found = results.find(net=net, method=DENSE, seed=seed)
-    if found:
-        return found
-    plan, (train, test) = PLANS[net], data
-    keras.utils.set_random_seed(seed)
-    start = time.perf_counter()
-    model = getattr(networks, net)(keras)
-    half, data_of_all = plan.epochs // 2, batches(*train, seed)
-    fit(model, data_of_all, half)
-    before = accuracy(model, test)
-    fit(model, data_of_all, half, falling=True)
-    row = _row(net, DENSE, seed, plan, model, before, data, results, start)
-    results.add(row)
-    return row
-
-
 def accuracy(model, data):
     parts = np.array_split(data[0], 10)
     scores = np.concatenate([np.asarray(model.predict_on_batch(x)) for x in parts])
     return 100 * float(np.mean(scores.argmax(-1) == data[1]))
-
-
-def _row(net, method, seed, plan, model, before, data, results, start):
-    masks = tfprune.read_masks(tfprune.Graph(tfprune.strip(model), unit="weight"))
-    tuned = accuracy(model, data[1])
-    whole = tuned if method == DENSE else dense(net, seed, data, results)["tuned"]
-    return {
-        "net": net,
-        "method": method,
-        "seed": seed,
-        "epochs": plan.epochs,
-        "density": masks.density(),
-        "compression": 1 / masks.density(),
-        "kept": {name: int(mask.sum()) for name, mask in masks.items()},
-        "before": before,
-        "tuned": tuned,
-        "loss": whole - tuned,
-        "seconds": round(time.perf_counter() - start, 1),
-        "command": shlex.join(["python", *sys.argv]),
-    }
 
 
 def _runs(results, net, method):
