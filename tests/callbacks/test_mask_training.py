@@ -386,6 +386,11 @@ def test_channels_share_one_score_and_compact_removes_them():
     small = tfprune.compact(model)
     assert 1 - tfprune.cost(small).macs / tfprune.cost(model).macs >= 0.4
     np.testing.assert_allclose(small(x[:4]), model(x[:4]), atol=1e-5)
+    # The budget is met: a push that would close everything at once does nothing.
+    before = tfprune.read_masks(model)
+    hard = MaskTraining(strength=1e3, learning_rate=1e-3, budget=budget)
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[hard])
+    assert tfprune.read_masks(model) == before
 
 
 def test_channel_rule_is_the_gradient_along_the_weights_over_their_norm():
