@@ -133,8 +133,7 @@ def _values(model):
     return [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
 
 
-@pytest.mark.parametrize("kill_at", [1, 2, 3])
-@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("kill_at, is_first", [(1, True), (2, False), (3, True)])
 def test_killed_anywhere_and_resumed_is_bitwise_the_same(tmp_path, kill_at, is_first):
     class Killed(Exception):
         pass
@@ -163,8 +162,10 @@ def test_killed_anywhere_and_resumed_is_bitwise_the_same(tmp_path, kill_at, is_f
     assert all(np.array_equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("settings", [{}, {"jit_compile": True}])
+@pytest.mark.parametrize(
+    "policy, settings",
+    [("mixed_float16", {"jit_compile": True}), ("mixed_bfloat16", {})],
+)
 def test_mixed_precision_and_jit(policy, settings):
     keras.config.set_dtype_policy(policy)
     model = net()
