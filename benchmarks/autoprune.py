@@ -62,7 +62,7 @@ class Plan:
     def settings(self, rule):
         """Returns the arguments of `MaskTraining`.
 
-        With the coarse rule gradients are smaller by the size of a weight, about 1 / 15:
+        With the coarse rule gradients are smaller by the size of a weight, about 1/15:
         a smaller push and a higher rate make up for it.
         """
         smaller = {"modified": 1, "coarse": 15}[rule]
