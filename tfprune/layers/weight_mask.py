@@ -47,6 +47,7 @@ class WeightMask(KernelGate):
 
     def set_mask(self, index, mask):
         kernel = list(self.gated_kernels.values())[index]
+        mask = ops.convert_to_tensor(mask, "bool")
         self.masks[index].assign(mask)
         kernel.assign(_zeroed(kernel, mask))
 
