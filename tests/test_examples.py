@@ -120,10 +120,10 @@ def test_polarization(capsys):
 
 
 def test_autoprune(capsys):
-    sparse, masks = load("examples/autoprune.py").main(64, 40)
+    sparse, masks = load("examples/autoprune.py").main(64, 24)
     assert masks.density() < 0.3
     (accuracy,) = map(float, re.findall(r"accuracy ([\d.]+)%", capsys.readouterr().out))
-    assert accuracy > 85
+    assert accuracy > 80
 
 
 def test_from_tfmot(capsys):

@@ -50,7 +50,7 @@ def check_other_ways(model):
 
 # A fixed seed, and few shrinking steps, as every example takes a second.
 @seed(0)
-@settings(max_examples=60, deadline=None, database=None, suppress_health_check=CHECKS)
+@settings(max_examples=24, deadline=None, database=None, suppress_health_check=CHECKS)
 @given(models())
 def test_random_graphs(model):
     check(model)

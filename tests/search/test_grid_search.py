@@ -123,6 +123,7 @@ def test_on_ray(cluster, tmp_path):
     assert len(states) >= len(result.trials)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The scales of these")
 def test_a_trial_that_is_lost_on_ray_goes_on(cluster, tmp_path):
     fails = search_jobs.FailsOnce(tmp_path / "epochs")

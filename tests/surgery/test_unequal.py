@@ -77,7 +77,7 @@ def test_statistics_are_those_of_the_channels_that_are_left():
 
 
 def test_the_certificate_still_sees_a_wrong_slice(monkeypatch):
-    graph = tfprune.Graph(transformer(layers.LayerNormalization), "prune")
+    graph = tfprune.Graph(transformer(layers.LayerNormalization), normalization="prune")
     masks = random_masks(graph)
     module = importlib.import_module("tfprune.surgery.compact")
     right = module.compact_unverified
