@@ -1,8 +1,8 @@
 """The k largest of many numbers, exactly, without sorting them.
 
-Between two quantiles of a sample lies, all but certainly, the k-th largest number: three
-passes over the data and a sort of a few percent find it. Whole networks of weights are
-cut with this during training.
+Between two quantiles of a sample lies, all but certainly, the k-th largest number:
+three passes over the data and a sort of a few percent find it. Whole networks of
+weights are cut with this during training.
 """
 
 import os
