@@ -130,6 +130,14 @@ def test_columns_go_by_their_norm():
     assert gate.mask(0).numpy().tolist() == [[False, True, True]] * 2
 
 
+def test_columns_of_a_whole_model():
+    x = keras.Input((6,))
+    model = keras.Model(x, layers.Dense(4, name="fc")(x))
+    gated = tfprune.prune_wrap(model, TargetedDropout, unit="column", target_rate=0.5)
+    mask = gated.get_layer("fc").mask(0).numpy()
+    assert (mask == mask[0]).all() and mask[0].sum() == 2
+
+
 def test_rates_grow_from_zero():
     gate = TargetedDropout(
         dense(np.eye(4) + 1), target_rate=1.0, drop_rate=1.0, ramp_steps=4
@@ -233,6 +241,7 @@ def test_what_does_not_fit_is_refused():
         ),
         (lambda: TargetedDropout(dense(np.eye(2)), unit="row"), "`unit` must be"),
         (lambda: NetworkSurgery(gamma=-1.0), "must not be negative"),
+        (lambda: NetworkSurgery(stop=1.5), "`stop` must be an int >= 0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -1,5 +1,7 @@
 """Dynamic network surgery: weights are cut and spliced by two thresholds."""
 
+import numbers
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -54,6 +56,12 @@ class NetworkSurgery(keras.callbacks.Callback):
         self.power = power
         self.stop = stop
         self.seed = seed
+        is_steps = isinstance(stop, numbers.Integral)
+        if not (stop >= 0 if is_steps else 0 <= stop <= 1):
+            raise ValueError(
+                "`stop` must be an int >= 0 (steps) or a float in [0, 1] (fraction of "
+                f"the run). Received: stop={stop!r}"
+            )
         if gamma < 0 or power < 0:
             raise ValueError(
                 "`gamma` and `power` must not be negative. "
@@ -107,7 +115,7 @@ class NetworkSurgery(keras.callbacks.Callback):
         return removed_weights(self.graph, masks_in(self.graph))
 
     def _stop(self):
-        if isinstance(self.stop, int):
+        if isinstance(self.stop, numbers.Integral):
             return self.stop
         total = training.total_steps(self.model, self.params)
         return float("inf") if total is None else self.stop * total

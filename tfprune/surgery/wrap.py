@@ -77,7 +77,9 @@ def prune_wrap(
             f"Model {model.name!r} has gates already. Call `tfprune.strip` first."
         )
     _check_arguments(gate, gate_arguments)
-    unit = gate_arguments.pop("unit", "weight")
+    # Of other gates `unit` is an argument of their own.
+    is_trainable = gate is TrainableMask
+    unit = gate_arguments.pop("unit", "weight") if is_trainable else "weight"
     if isinstance(gate, type) and issubclass(gate, KernelGate) and unit == "weight":
         return wrap_kernels(model, gate, layers, **gate_arguments)
     make_mask = ChannelMask
