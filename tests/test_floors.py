@@ -9,7 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tfprune"
 FLOORS = {
-    0: ("budget", "masks", "schedules", "straight_through", "thresholds", "largest"),
+    0: (
+        "budget",
+        "masks",
+        "schedules",
+        "straight_through",
+        "thresholds",
+        "largest",
+        "radix_select",
+    ),
     1: ("regularizers", "constraints", "optimizers", "layers"),
     2: ("graph", "costs"),
     3: ("cuts", "weight_cuts", "importances", "selection", "shares", "surgery"),
