@@ -21,8 +21,8 @@ FLOORS = {
     1: ("regularizers", "constraints", "optimizers", "layers"),
     2: ("graph", "costs"),
     3: ("cuts", "weight_cuts", "importances", "selection", "shares", "surgery"),
-    4: ("training", "callbacks", "runtime"),
-    5: ("pruning", "search", "sensitivities", "lottery"),
+    4: ("training", "evaluating", "callbacks", "runtime"),
+    5: ("pruning", "passive", "search", "sensitivities", "lottery"),
     6: ("reports", "exporting", "sparse_files", "benchmarking", "compat"),
     7: ("cli", "__main__", "__init__"),
 }

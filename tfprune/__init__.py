@@ -17,6 +17,7 @@ from tfprune.costs import cost
 from tfprune.exporting import export
 from tfprune.graph import Graph, Group, register_rule
 from tfprune.masks import Masks
+from tfprune.passive import remove_passive
 from tfprune.pruning import prune
 from tfprune.selection import select
 from tfprune.surgery import (
@@ -53,6 +54,7 @@ __all__ = [
     "register_rule",
     "regularize",
     "regularizers",
+    "remove_passive",
     "scale_width",
     "schedules",
     "search",

@@ -103,29 +103,30 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
             return
         super().build(variables)
         self.momentums = self.add_optimizer_variables(variables, "momentum")
-        if not self.kernels:
+        kernels = self.pruned_of(variables)
+        if not kernels:
             raise ValueError(
                 "There is no kernel to prune among the trainable variables. Received: "
                 f"scope={self.scope!r}, include={self.include}, exclude={self.exclude} "
                 f"and variables {[variable.path for variable in variables][:8]}"
             )
-        _warn_of_regularizers(self.kernels)
+        _warn_of_regularizers(kernels)
 
     # What is pruned --------------------------------------------------------------
 
-    @property
-    def kernels(self) -> list:
-        """The variables that are pruned, of those the optimizer was built with."""
-        own = self._trainable_variables
-        return [variable for variable in own if self._fraction(variable) is not None]
+    def pruned_of(self, variables) -> list:
+        """Returns those of a list of variables that the optimizer prunes."""
+        return [each for each in variables if self._fraction(each) is not None]
 
-    def active_counts(self, kernels=None) -> list:
-        """Returns `(kernels, Q)` for every ranking: which compete, and for how many.
+    def active_counts(self, variables=None) -> list:
+        """Returns `(kernels, Q)` for each ranking: which compete, and how many win.
 
         Args:
-            kernels: list of variables. By default all that are pruned.
+            variables: list of variables, of which the pruned ones count. By default
+                those that the optimizer was built with.
         """
-        kernels = self.kernels if kernels is None else kernels
+        own = self._trainable_variables if variables is None else variables
+        kernels = self.pruned_of(own)
         rankings = [kernels] if self.scope == "global" else [[each] for each in kernels]
         return [(each, self._active_count(each)) for each in rankings if each]
 
@@ -185,8 +186,7 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
         own = [self._trainable_variables[self._get_variable_index(v)] for _, v in pairs]
         place = {id(variable): number for number, variable in enumerate(own)}
         chosen = [(None, None)] * len(pairs)
-        pruned = [variable for variable in own if self._fraction(variable) is not None]
-        for kernels, count in self.active_counts(pruned):
+        for kernels, count in self.active_counts(own):
             places = [place[id(kernel)] for kernel in kernels]
             functions = [functools.partial(_importance, *pairs[n]) for n in places]
             sizes = [kernel.shape.num_elements() for kernel in kernels]

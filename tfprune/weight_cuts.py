@@ -36,7 +36,7 @@ def select_weights(
         if removed is not None and removed > (sizes - least).sum():
             raise ValueError(_unreachable(graph, budget, sizes, least))
         if fractions == "global":
-            masks = _best_of_all(arrays, int(sizes.sum()) - removed, least)
+            masks = best_of_all(arrays, int(sizes.sum()) - removed, least)
         else:
             kept = (
                 _erk(graph, sizes, least, int(sizes.sum()) - removed)
@@ -75,8 +75,14 @@ def _unreachable(graph, budget, sizes, least) -> str:
     )
 
 
-def _best_of_all(arrays: list, count: int, least: np.ndarray) -> list:
-    """Returns masks of the best units of all groups, each keeping its least number."""
+def best_of_all(arrays: list, count: int, least: np.ndarray) -> list:
+    """Returns masks of the best units of all groups, each keeping its least number.
+
+    Args:
+        arrays: scores of each group's units, 1-D.
+        count: int: how many units stay, at least the sum of `least`.
+        least: int array: how many of each group stay at least.
+    """
     fixed: dict[int, np.ndarray] = {}
     while True:
         open_ = [number for number in range(len(arrays)) if number not in fixed]

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tfprune import training
+from tfprune.callbacks.decay_plan import check_decay, describe_decay, sparse_momentum
 from tfprune.regularizers import SharedTerm, push
 
 
@@ -14,8 +15,9 @@ class Preflight(keras.callbacks.Callback):
 
     It prints how many mask updates there will be, when, the target, and which
     layers keep all their channels for want of a rule; how far a regularizer over
-    scales can move them in the run, with a warning if that is too little to prune
-    anything; and it refuses setups in which training would go wrong without a word.
+    scales can move them in the run, and how far `GlobalSparseMomentum` lets weights
+    decay, with a warning if that is too little to prune anything; and it refuses setups
+    in which training would go wrong without a word.
     Its place in the list of callbacks does not matter.
 
     Args:
@@ -45,6 +47,8 @@ class Preflight(keras.callbacks.Callback):
         for term, scales in self._terms.items():
             _check_complete(term, scales)
             _check_push(self.model, self.params, term, scales)
+        if sparse_momentum(self.model):
+            check_decay(self.model, self.params)
         self._is_reported = False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -55,7 +59,8 @@ class Preflight(keras.callbacks.Callback):
 
     def _report(self):
         others = training.siblings(self)
-        if not others and not self._terms:
+        decays = sparse_momentum(self.model) is not None
+        if not others and not self._terms and not decays:
             warnings.warn(
                 "`Preflight` found no tfprune callback in this `fit`: nothing will be "
                 "pruned. Add one, such as `tfprune.callbacks.PruneToBudget`.",
@@ -64,6 +69,8 @@ class Preflight(keras.callbacks.Callback):
         if self.verbose:
             for term, scales in self._terms.items():
                 print(_describe(self.model, self.params, term, scales))
+            if decays:
+                print(describe_decay(self.model, self.params))
             for other in others:
                 print(other.summary())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 
 from tfprune.costs import cost
+from tfprune.evaluating import as_fit_takes_it, evaluate, score
 from tfprune.graph import Graph
 from tfprune.importances import Scale
 from tfprune.regularizers import Polarization
@@ -47,7 +48,7 @@ def run_trial(job: Job, strength: float, t: float, callbacks=()) -> Trial:
             "`model = tfprune.regularize(model, regularizer); model.compile(...)`. "
             f"Received: {model!r}"
         )
-    x, arguments = _as_fit_takes_it(job.train)
+    x, arguments = as_fit_takes_it(job.train)
     arguments = {"verbose": 0, **arguments, **job.fit_arguments, "epochs": job.epochs}
     # Those of the search first: they bring back a state that the others should see.
     callbacks = [*callbacks, *arguments.pop("callbacks", ())]
@@ -55,31 +56,10 @@ def run_trial(job: Job, strength: float, t: float, callbacks=()) -> Trial:
     graph = Graph(model)
     masks = select(graph, Scale(), threshold=job.threshold)
     reduction = 1 - cost(graph, masks).macs / cost(graph).macs
-    accuracy = _accuracy(model, apply_masks(graph, masks), job)
+    pruned, data = apply_masks(graph, masks), job.validation_data or job.train
+    _, accuracy = score(evaluate(pruned, model, data))
     return Trial(strength, t, reduction, accuracy, time.perf_counter() - start)
 
 
 def trial_directory(directory: Path, strength: float, t: float) -> Path:
     return directory / f"trial_strength_{strength:.6g}_t_{t:.6g}"
-
-
-def _accuracy(model, pruned, job) -> float:
-    """Returns the first metric of the pruned model, else its negated loss."""
-    pruned.compile(loss=model.loss, metrics=_metrics_of(model))
-    x, arguments = _as_fit_takes_it(job.validation_data or job.train)
-    found = pruned.evaluate(x, verbose=0, return_dict=True, **arguments)
-    loss = found.pop("loss")
-    return float(next(iter(found.values()), -loss))
-
-
-def _metrics_of(model):
-    config = model.get_compile_config() or {}
-    return keras.saving.deserialize_keras_object(config.get("metrics"))
-
-
-def _as_fit_takes_it(data):
-    """Returns `(x, other arguments)`: data may be a pair of arrays, or a function."""
-    data = data() if callable(data) else data
-    if isinstance(data, tuple) and len(data) == 2:
-        return data[0], {"y": data[1]}
-    return data, {}

@@ -1,0 +1,155 @@
+"""`remove_passive`: what stays, what is said, and that it costs nothing."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfprune import Graph, cost, read_masks, remove_passive, strip
+from tfprune.callbacks import Preflight
+from tfprune.optimizers import GlobalSparseMomentum
+
+
+def network(width=64):
+    return keras.Sequential(
+        [
+            keras.Input((20,)),
+            layers.Dense(width, "relu", name="fc1"),
+            layers.Dense(width // 2, "relu", name="fc2"),
+            layers.Dense(4, name="logits"),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Four classes, apart along a few directions of twenty."""
+    random = np.random.default_rng(0)
+    centers = random.normal(size=(4, 20)) * 1.5
+    y = random.integers(0, 4, 640)
+    return (centers[y] + random.normal(size=(640, 20))).astype("float32"), y
+
+
+def trained(model, data, optimizer, epochs, *callbacks):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    model.fit(*data, batch_size=32, epochs=epochs, verbose=0, callbacks=[*callbacks])
+    return model
+
+
+@pytest.fixture(scope="module")
+def decayed(data):
+    keras.utils.set_random_seed(0)
+    model = trained(network(), data, keras.optimizers.SGD(0.1, momentum=0.9), 3)
+    optimizer = GlobalSparseMomentum(
+        0.05, compression=20, momentum=0.95, weight_decay=1e-2
+    )
+    assert optimizer.decay_budget(40 * 20) == pytest.approx(8)
+    return trained(model, data, optimizer, 40)
+
+
+def test_zeroing_costs_nothing(decayed, data, capsys):
+    before = [w.copy() for w in decayed.get_weights()]
+    sparse = remove_passive(decayed, data)
+    printed = capsys.readouterr().out
+    whole = sum(w.size for w in before if w.ndim == 2)
+    plain = strip(sparse)
+    masks = read_masks(Graph(plain, unit="weight"))
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    assert kept == round(whole / 20)
+    # The largest of all kernels together.
+    magnitudes = np.concatenate([abs(w).ravel() for w in before if w.ndim == 2])
+    flat = np.concatenate(list(masks.values()))
+    assert magnitudes[flat].min() >= magnitudes[~flat].max()
+
+    assert f"{kept:,} of {whole:,} weights stay (20." in printed
+    gap = float(printed.partition("gap: ")[2].split()[0])
+    edge = np.sort(magnitudes)[-np.array([kept, 2 * kept])]
+    assert gap == pytest.approx(edge[0] / edge[1], rel=0.01) and gap > 20
+    first, second = printed.partition("accuracy: ")[2].split(" before, ")
+    assert abs(float(first) - float(second.split()[0])) <= 0.003
+    assert float(first) > 0.9
+    # The user's model is what it was.
+    for now, then in zip(decayed.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_zeros_hold_in_further_training(decayed, data):
+    sparse = remove_passive(decayed, verbose=0)
+    masks = read_masks(Graph(sparse, unit="weight"))
+    trained(sparse, data, keras.optimizers.Adam(1e-2), 1)
+    after = read_masks(Graph(strip(sparse), unit="weight"))
+    assert all((after[name] <= masks[name]).all() for name in masks)
+    assert cost(strip(sparse)).params == cost(network()).params
+
+
+def test_what_has_not_decayed_is_told(data):
+    model = trained(network(), data, GlobalSparseMomentum(0.01, compression=5), 1)
+    with pytest.warns(UserWarning, match="not clearly larger.*decay_budget"):
+        remove_passive(model, verbose=0)
+
+
+def test_rankings_of_their_own_and_kernels_left_out(data):
+    scope = {"fc1/kernel": 0.9, "logits/*": 0.5}
+    model = trained(network(), data, GlobalSparseMomentum(0.01, scope=scope), 1)
+    with pytest.warns(UserWarning, match="not clearly larger"):
+        sparse = remove_passive(model, verbose=0)
+    masks = read_masks(Graph(strip(sparse), unit="weight"))
+    assert [int(mask.sum()) for mask in masks.values()] == [128, 64 * 32, 64]
+
+
+def test_every_kernel_keeps_a_weight(data):
+    model = network()
+    optimizer = GlobalSparseMomentum(1e-3, compression=1000)
+    model.layers[0].kernel.assign(model.layers[0].kernel * 1e-6)
+    trained(model, data, optimizer, 1)
+    with pytest.warns(UserWarning, match="not clearly larger"):
+        sparse = remove_passive(model, verbose=0)
+    masks = read_masks(Graph(strip(sparse), unit="weight"))
+    assert min(mask.sum() for mask in masks.values()) == 1
+    assert sum(mask.sum() for mask in masks.values()) == 3
+
+
+def test_bad_models(data):
+    model = trained(network(), data, "adam", 1)
+    with pytest.raises(ValueError, match="GlobalSparseMomentum.*Adam"):
+        remove_passive(model)
+    model.compile(GlobalSparseMomentum(compression=5), "mse")
+    with pytest.raises(ValueError, match="has not taken a step"):
+        remove_passive(model)
+
+
+# Before the first step ----------------------------------------------------------------
+
+
+def test_preflight_tells_the_plan(data, capsys):
+    optimizer = GlobalSparseMomentum(
+        0.05, compression=20, momentum=0.95, weight_decay=1e-1
+    )
+    with pytest.warns(UserWarning, match="swing through zero"):
+        trained(network(), data, optimizer, 4, Preflight())
+    printed = capsys.readouterr().out
+    assert "173 of 3,456 weights in 3 kernels are to stay (20.0x)" in printed
+    assert "decay budget: 8 in 80 steps" in printed
+
+
+def test_preflight_warns_of_a_short_run(data):
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([10], [0.02, 0.01])
+    optimizer = GlobalSparseMomentum(schedule, compression=20)
+    with pytest.warns(
+        UserWarning, match=r"keep 9\d\.\d%.*`weight_decay=0\."
+    ) as w:
+        trained(network(), data, optimizer, 1, Preflight(verbose=0))
+    advice = float(str(w[0].message).partition("weight_decay=")[2].split("`")[0])
+    enough = GlobalSparseMomentum(schedule, compression=20, weight_decay=advice)
+    assert enough.decay_budget(20) == pytest.approx(7, rel=0.05)
+
+
+def test_preflight_warns_of_kernels_that_are_zero(data):
+    model = network()
+    model.layers[1].kernel.assign(model.layers[1].kernel * 0)
+    optimizer = GlobalSparseMomentum(
+        0.05, compression=20, momentum=0.5, weight_decay=1.0
+    )
+    with pytest.warns(UserWarning, match="all zero, such as .*fc2/kernel"):
+        trained(model, data, optimizer, 8, Preflight(verbose=0))

@@ -1,0 +1,126 @@
+"""The end of a run with GlobalSparseMomentum: what has decayed becomes zero."""
+
+import warnings
+
+import numpy as np
+
+from tfprune.evaluating import evaluate, score
+from tfprune.graph import Graph
+from tfprune.masks import Masks
+from tfprune.optimizers import GlobalSparseMomentum
+from tfprune.surgery import apply_masks, strip
+from tfprune.weight_cuts import best_of_all
+
+# Weights at the edge of the cut should differ by more than this from those well below.
+_CLEAR_GAP = 10
+
+
+def remove_passive(model, data=None, verbose=1):
+    """Returns a model with all but the Q largest weights at zero, and held there.
+
+    For models trained with `tfprune.optimizers.GlobalSparseMomentum`, whose settings
+    tell which kernels are pruned and how many weights stay. If training was long
+    enough, the others are next to nothing already, and zeroing them costs nothing. That
+    is checked: the gap between the Q-th and the 2Q-th largest magnitude is printed and,
+    with `data`, the accuracy before and after.
+
+    Args:
+        model: model compiled with the optimizer, trained; not changed.
+        data: what to evaluate on: a dataset of batches `(x, y)` or a pair of arrays.
+            Defaults to `None`: the accuracy is not measured.
+        verbose: 0 or 1. Whether to print. Defaults to `1`.
+
+    Returns:
+        A new model with `WeightMask`s, uncompiled: zeros hold in further training, and
+        `tfprune.strip` takes the masks off. Every kernel keeps one weight at least.
+
+    Raises:
+        ValueError: if the model's optimizer is another, or has not trained yet.
+
+    Source: Ding et al., "Global sparse momentum SGD for pruning very deep neural
+    networks", 2019, section 3.2; the gap is ours.
+
+    Example:
+
+    ```python
+    sparse = tfprune.remove_passive(model, test)
+    tfprune.save_sparse(tfprune.strip(sparse), "model.tfsparse")
+    ```
+    """
+    graph, rankings = _read(model)
+    names = {id(kernel.variable): name for name, kernel in graph.kernels.items()}
+    masks, gaps = {}, []
+    for kernels, count in rankings:
+        arrays = [np.abs(kernel.numpy()).reshape(-1) for kernel in kernels]
+        kept = best_of_all(arrays, count, np.ones(len(arrays), int))
+        masks.update({names[id(k)]: m for k, m in zip(kernels, kept, strict=True)})
+        gaps.append(_gap(np.concatenate(arrays), count))
+    sparse = apply_masks(graph, masks)
+    if verbose:
+        print(_describe(model, sparse, Masks(masks), min(gaps), data))
+    if min(gaps) < _CLEAR_GAP:
+        warnings.warn(
+            f"The weights that stay are not clearly larger than those that go (gap "
+            f"{min(gaps):.2g}, {_CLEAR_GAP} or more is clear), so zeroing may cost "
+            "accuracy. Passive weights have not decayed far enough: train longer, or "
+            "raise `weight_decay` or the learning rate, see "
+            "`GlobalSparseMomentum.decay_budget`.",
+            stacklevel=2,
+        )
+    return sparse
+
+
+def _read(model) -> tuple:
+    """Returns the graph of a model's weights, and its optimizer's rankings."""
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not isinstance(optimizer, GlobalSparseMomentum):
+        raise ValueError(
+            "`remove_passive` ends a run with `tfprune.optimizers.GlobalSparseMomentum`"
+            f". Received: model={model.name!r} with optimizer {optimizer!r}. Any other "
+            "is cut by magnitude: `graph = Graph(model, unit='weight')`, then "
+            "`apply_masks(graph, select(graph, 'magnitude', Budget(sparsity=0.9)))`."
+        )
+    graph = Graph(model, unit="weight")
+    if not optimizer.built or not optimizer.iterations.numpy():
+        raise ValueError(
+            "The optimizer has not taken a step yet, so nothing has decayed. Received: "
+            f"model={model.name!r}. Call `model.fit` first."
+        )
+    known = {id(kernel.variable) for kernel in graph.kernels.values()}
+    rankings = optimizer.active_counts()
+    for kernel in (each for kernels, _ in rankings for each in kernels):
+        if id(kernel) not in known:
+            raise ValueError(
+                f"{kernel.path!r} is pruned by the optimizer, and is no kernel that can "
+                f"be masked in {model.name!r}: {graph.skipped}. Leave it out "
+                "with `GlobalSparseMomentum(exclude=...)`."
+            )
+    return graph, rankings
+
+
+def _gap(magnitudes: np.ndarray, count: int) -> float:
+    """Returns the count-th largest magnitude over that of twice the rank."""
+    if count >= magnitudes.size:
+        return float("inf")
+    places = magnitudes.size - np.array([count, min(2 * count, magnitudes.size)])
+    edge, below = np.partition(magnitudes, places)[places]
+    return float(edge / below) if below else float("inf")
+
+
+def _describe(model, sparse, masks, gap, data) -> str:
+    density = masks.density()
+    number = sum(int(np.count_nonzero(mask)) for mask in masks.values())
+    total = sum(mask.size for mask in masks.values())
+    least = min(masks, key=lambda name: np.mean(masks[name]))
+    lines = [
+        f"remove_passive: {number:,} of {total:,} weights stay ({1 / density:.1f}x), "
+        f"fewest of {least}: {np.mean(masks[least]):.2%}",
+        f"  gap: {gap:.3g} (the Q-th over the 2Q-th largest magnitude)",
+    ]
+    if data is not None:
+        plain = strip(model)
+        name, before = score(evaluate(plain, model, data))
+        name, after = score(evaluate(strip(sparse), model, data))
+        lines.append(f"  {name}: {before:.4f} before, {after:.4f} after")
+    return "\n".join(lines)
