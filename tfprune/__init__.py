@@ -5,6 +5,7 @@ from tfprune import (
     constraints,
     importances,
     layers,
+    lottery,
     optimizers,
     regularizers,
     schedules,
@@ -16,6 +17,7 @@ from tfprune.budget import Budget
 from tfprune.costs import cost
 from tfprune.exporting import export
 from tfprune.graph import Graph, Group, register_rule
+from tfprune.lottery import winning_ticket
 from tfprune.masks import Masks
 from tfprune.passive import remove_passive
 from tfprune.pruning import prune
@@ -47,6 +49,7 @@ __all__ = [
     "export",
     "importances",
     "layers",
+    "lottery",
     "optimizers",
     "prune",
     "prune_wrap",
@@ -62,4 +65,5 @@ __all__ = [
     "strip",
     "thresholds",
     "width_for",
+    "winning_ticket",
 ]
