@@ -28,11 +28,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import keras
-import loading
 import networks
 import numpy as np
 import structure
-import tensorflow as tf
+from mnist import Results, accuracy, batches, digits
 from timing import FREQUENCY, amortized, interleave, paired_ratio
 
 import tfprune
@@ -40,7 +39,6 @@ from tfprune.callbacks import MaskTraining, PruneToBudget
 from tfprune.layers import TrainableMask, WeightMask
 from tfprune.surgery import set_masks
 
-BATCH = 256
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 DENSE, GRADUAL = "dense", "gradual magnitude"
 
@@ -82,30 +80,6 @@ METHODS = {
 }
 BEST, IN_TURNS = "softplus, modified", "softplus, modified, in turns"
 METHODS[IN_TURNS] = METHODS[BEST]
-
-
-class Results:
-    """Finished runs, a line of JSON each.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path):
-        self._path = Path(path)
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        self.rows = [json.loads(line) for line in lines]
-
-    def find(self, **keys):
-        """Returns the run with these entries, None if there is none."""
-        rows = (r for r in self.rows if all(r[k] == v for k, v in keys.items()))
-        return next(rows, None)
-
-    def add(self, row):
-        self.rows.append(row)
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), file=sys.stderr, flush=True)
 
 
 # Accuracy ----------------------------------------------------------------------------
@@ -153,23 +127,6 @@ def lenet5(options):
         claim = f"AutoPrune, LeNet-5, {name} (the paper's {limit:.0f}{unit})"
         better = name == "compression"
         yield structure.Row(claim, found, limit, unit, "mean of the seeds", better)
-
-
-def digits(data_dir, flat):
-    """Returns `(train, test)` of MNIST, each images and labels."""
-
-    def prepared(images, labels):
-        images = (images / np.float32(255) - 0.1307) / 0.3081
-        shape = (-1, 784) if flat else (-1, 28, 28, 1)
-        return images.reshape(shape).astype("float32"), labels
-
-    return tuple(prepared(*part) for part in loading.arrays("mnist", data_dir))
-
-
-def batches(images, labels, seed):
-    data = tf.data.Dataset.from_tensor_slices((images, labels))
-    data = data.shuffle(len(images), seed=seed).batch(BATCH, drop_remainder=True)
-    return data.prefetch(2)
 
 
 def auto_prune(net, method, seed, data, results):
@@ -255,12 +212,6 @@ def fit(model, data, epochs, *callbacks, falling=False):
         rate = keras.optimizers.schedules.PolynomialDecay(rate, steps, 0.0)
     model.compile(keras.optimizers.Adam(rate), LOSS)
     model.fit(data, epochs=epochs, shuffle=False, verbose=0, callbacks=[*callbacks])
-
-
-def accuracy(model, data):
-    parts = np.array_split(data[0], 10)
-    scores = np.concatenate([np.asarray(model.predict_on_batch(x)) for x in parts])
-    return 100 * float(np.mean(scores.argmax(-1) == data[1]))
 
 
 def _runs(results, net, method):

@@ -17,13 +17,22 @@ FLOORS = {
         "thresholds",
         "largest",
         "radix_select",
+        "sparse_coding",
+        "writing",
     ),
     1: ("regularizers", "constraints", "optimizers", "layers"),
     2: ("graph", "costs"),
     3: ("cuts", "weight_cuts", "importances", "selection", "shares", "surgery"),
     4: ("training", "evaluating", "callbacks", "runtime"),
     5: ("pruning", "passive", "search", "sensitivities", "lottery"),
-    6: ("reports", "exporting", "sparse_files", "benchmarking", "compat"),
+    6: (
+        "reports",
+        "exporting",
+        "sparse_files",
+        "keras_archives",
+        "benchmarking",
+        "compat",
+    ),
     7: ("cli", "__main__", "__init__"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

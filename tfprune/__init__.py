@@ -10,6 +10,7 @@ from tfprune import (
     regularizers,
     schedules,
     search,
+    sparse_files,
     thresholds,
 )
 from tfprune.benchmarking import benchmark
@@ -22,6 +23,7 @@ from tfprune.masks import Masks
 from tfprune.passive import remove_passive
 from tfprune.pruning import prune
 from tfprune.selection import select
+from tfprune.sparse_files import load_sparse, save_sparse
 from tfprune.surgery import (
     apply_masks,
     compact,
@@ -49,6 +51,7 @@ __all__ = [
     "export",
     "importances",
     "layers",
+    "load_sparse",
     "lottery",
     "optimizers",
     "prune",
@@ -58,10 +61,12 @@ __all__ = [
     "regularize",
     "regularizers",
     "remove_passive",
+    "save_sparse",
     "scale_width",
     "schedules",
     "search",
     "select",
+    "sparse_files",
     "strip",
     "thresholds",
     "width_for",

@@ -1,15 +1,11 @@
 """Deployment artefacts, checked against the model before they take their name."""
 
-import contextlib
-import os
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
 import keras
 
-from tfprune import surgery
+from tfprune import surgery, writing
 from tfprune.graph.nodes import as_functional, input_structure
 from tfprune.surgery import certificate
 
@@ -19,7 +15,6 @@ _SUFFIXES = {
     "onnx": ".onnx",
     "keras": ".keras",
 }
-_FILES = {*_SUFFIXES.values(), ".h5", ".hdf5"} - {""}
 
 
 def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
@@ -64,7 +59,8 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
             '`sparse` goes with format="litert". Received: sparse=True, '
             f"format={format!r}."
         )
-    with write_aside(path, format, overwrite) as aside:
+    check_path(path, format, overwrite)
+    with writing.write_aside(path, _SUFFIXES[format], overwrite) as aside:
         plain = surgery.strip(model) if surgery.has_gates(model) else model
         inputs = certificate.probe_inputs(plain)
         # Before writing, because Keras exports to ONNX only what has been called.
@@ -74,103 +70,14 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
     return Path(path)
 
 
-@contextlib.contextmanager
-def write_aside(path, format, overwrite=False):
-    """Yields a path to write to, which becomes `path` when the block ends well.
-
-    Args:
-        path: the file or directory wanted.
-        format: a format of `export`.
-        overwrite: bool. Whether what is there is replaced: a file by a file, a
-            SavedModel by a SavedModel, and nothing else.
-
-    Raises:
-        ValueError: an unknown format, or a path that does not suit it.
-        OSError: `path` exists, or its directory is missing or read-only.
-    """
-    path = Path(path)
-    check_path(path, format, overwrite)
-    room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        aside = room / f"new{_SUFFIXES[format]}"
-        yield aside
-        _take_place(aside, path, room / "old")
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-
-
 def check_path(path, format, overwrite=False):
     """Raises the error that writing `path` would meet, before any work is done."""
-    path = Path(path)
-    _check_suffix(path, format)
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise FileNotFoundError(
-            f"`path` must lie in an existing directory. Received: path={path}. "
-            f"Create {parent} first."
-        )
-    for place in (parent, path):
-        if place.exists() and _is_read_only(place):
-            raise PermissionError(
-                f"`path` must be writable. Received: path={path}, and {place} is "
-                "read-only. Choose another place or change its permissions."
-            )
-    if os.path.lexists(path):
-        _check_replaceable(path, _SUFFIXES[format], overwrite)
-
-
-def _check_suffix(path, format):
     if format not in _SUFFIXES:
         raise ValueError(
             f"`format` must be one of {', '.join(map(repr, _SUFFIXES))}. "
             f"Received: format={format!r}."
         )
-    suffix = _SUFFIXES[format]
-    if path.suffix != suffix and (suffix or path.suffix in _FILES):
-        wanted = f"end in {suffix}" if suffix else "name a directory"
-        raise ValueError(
-            f"`path` must {wanted} for format={format!r}. Received: path={path}."
-        )
-
-
-def _check_replaceable(path, suffix, overwrite):
-    if not overwrite:
-        raise FileExistsError(
-            f"`path` must not exist. Received: path={path}. Choose another one or "
-            "pass overwrite=True."
-        )
-    replaceable = path.is_file() if suffix else _is_saved_model(path)
-    if not replaceable:
-        kind = f"a {suffix} file" if suffix else "a SavedModel directory"
-        raise FileExistsError(
-            f"`overwrite=True` replaces {kind} by another, nothing else. Received: "
-            f"path={path}. Remove it yourself or choose another one."
-        )
-
-
-def _is_read_only(path):
-    # Root passes every access check; a place without any write bit is meant all the
-    # same.
-    return not os.access(path, os.W_OK) or not path.stat().st_mode & 0o222
-
-
-def _is_saved_model(path):
-    return path.is_dir() and (
-        (path / "saved_model.pb").is_file() or not any(path.iterdir())
-    )
-
-
-def _take_place(aside, path, old):
-    # A directory cannot be renamed onto a full one, hence the step to the side.
-    replaced = path.is_dir()
-    if replaced:
-        path.rename(old)
-    try:
-        aside.replace(path)
-    except OSError:
-        if replaced:
-            old.rename(path)
-        raise
+    writing.check_path(path, _SUFFIXES[format], overwrite)
 
 
 def _write(model, path, format, sparse):
