@@ -23,7 +23,7 @@ FLOORS = {
     1: ("regularizers", "constraints", "optimizers", "layers"),
     2: ("graph", "costs"),
     3: ("cuts", "weight_cuts", "importances", "selection", "shares", "surgery"),
-    4: ("training", "evaluating", "callbacks", "runtime"),
+    4: ("training", "evaluating", "tails", "callbacks", "runtime"),
     5: ("pruning", "passive", "search", "sensitivities", "lottery"),
     6: (
         "reports",

@@ -23,6 +23,7 @@ from tfprune.masks import Masks
 from tfprune.passive import remove_passive
 from tfprune.pruning import prune
 from tfprune.selection import select
+from tfprune.sensitivities import sensitivity
 from tfprune.sparse_files import load_sparse, save_sparse
 from tfprune.surgery import (
     apply_masks,
@@ -66,6 +67,7 @@ __all__ = [
     "schedules",
     "search",
     "select",
+    "sensitivity",
     "sparse_files",
     "strip",
     "thresholds",

@@ -15,6 +15,27 @@ def evaluate(model, compiled, data) -> dict:
     Raises:
         ValueError: if `compiled` has no loss.
     """
+    compile_like(model, compiled)
+    return measure(model, data)
+
+
+def measure(model, data) -> dict:
+    """Returns the loss and the metrics of a compiled model, by name.
+
+    Args:
+        model: the model.
+        data: as for `evaluate`.
+    """
+    x, arguments = as_fit_takes_it(data)
+    return model.evaluate(x, verbose=0, return_dict=True, **arguments)
+
+
+def compile_like(model, compiled) -> None:
+    """Gives a model the loss and the metrics of another.
+
+    Raises:
+        ValueError: if `compiled` has no loss.
+    """
     if getattr(compiled, "loss", None) is None:
         raise ValueError(
             f"Model {compiled.name!r} has no loss, so nothing tells how good it is. "
@@ -23,8 +44,6 @@ def evaluate(model, compiled, data) -> dict:
     config = compiled.get_compile_config() or {}
     metrics = keras.saving.deserialize_keras_object(config.get("metrics"))
     model.compile(loss=compiled.loss, metrics=metrics)
-    x, arguments = as_fit_takes_it(data)
-    return model.evaluate(x, verbose=0, return_dict=True, **arguments)
 
 
 def score(found: dict) -> tuple[str, float]:

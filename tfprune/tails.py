@@ -1,0 +1,83 @@
+"""The part of a model behind some of its variables, run on what comes before them."""
+
+import operator
+
+import keras
+import numpy as np
+
+from tfprune.evaluating import as_fit_takes_it, compile_like
+from tfprune.graph.nodes import (
+    as_functional,
+    input_structure,
+    nodes_in_order,
+    output_structure,
+)
+
+_BATCH = 256
+
+
+class Tail:
+    """What has to be computed anew when some variables of a model change.
+
+    What leads there is computed once, for all batches of a data set.
+
+    Args:
+        model: Functional or Sequential model.
+        variables: the variables.
+        compiled: model with the loss and the metrics to evaluate.
+        data: as `tfprune.evaluating.evaluate` takes it.
+        most_bytes: int: how much to keep in memory.
+    """
+
+    def __init__(self, model, variables, compiled, data, most_bytes):
+        functional = as_functional(model)
+        tensors = _crossing(functional, {id(variable) for variable in variables})
+        head = keras.Model(input_structure(functional), tensors)
+        self._batches, kept = [], 0
+        for x, y, weight in _batches(data):
+            outputs = keras.tree.flatten(head.predict_on_batch(x))
+            features = [np.asarray(each) for each in outputs]
+            kept += sum(each.nbytes for each in features)
+            if kept > most_bytes:
+                raise MemoryError
+            self._batches.append((features, y, weight))
+        self._model = keras.Model(tensors, output_structure(functional))
+        compile_like(self._model, compiled)
+
+    def evaluate(self) -> dict:
+        """Returns the loss and the metrics of the whole model, by name."""
+        self._model.reset_metrics()
+        for features, y, weight in self._batches:
+            found = self._model.test_on_batch(features, y, weight, return_dict=True)
+        return {name: float(value) for name, value in found.items()}
+
+
+def _crossing(functional, own: set) -> list:
+    """Returns the tensors that what changes is computed from, and that do not change.
+
+    Args:
+        functional: the model.
+        own: ids of the variables that change.
+    """
+    changed, read = set(), {}
+    for node in nodes_in_order(functional):
+        variables = getattr(node.operation, "variables", ())
+        is_changed = any(id(variable) in own for variable in variables)
+        if is_changed or any(id(each) in changed for each in node.input_tensors):
+            changed.update(id(each) for each in node.outputs)
+            read.update({id(each): each for each in node.input_tensors})
+    read.update({id(each): each for each in functional.outputs})
+    return [tensor for key, tensor in read.items() if key not in changed]
+
+
+def _batches(data):
+    """Yields `(x, y, sample_weight)` as NumPy or tensors."""
+    x, arguments = as_fit_takes_it(data)
+    if not arguments:
+        for batch in x:
+            yield keras.utils.unpack_x_y_sample_weight(batch)
+        return
+    y = arguments["y"]
+    for start in range(0, len(y), _BATCH):
+        rows = operator.itemgetter(slice(start, start + _BATCH))
+        yield keras.tree.map_structure(rows, x), rows(y), None
