@@ -9,36 +9,42 @@ from collections.abc import Callable
 
 from tfprune.importances.fisher import Fisher
 from tfprune.importances.lamp import LAMP
+from tfprune.importances.lobs import LOBS
 from tfprune.importances.magnitude import Magnitude
 from tfprune.importances.molchanov import Molchanov
 from tfprune.importances.random import Random
 from tfprune.importances.scale import Scale
 from tfprune.importances.taylor import Taylor
+from tfprune.importances.weight_fisher import WeightFisher
 
 __all__ = [
     "LAMP",
+    "LOBS",
     "Fisher",
     "Magnitude",
     "Molchanov",
     "Random",
     "Scale",
     "Taylor",
+    "WeightFisher",
     "get",
 ]
 
 _BY_NAME = {
     "fisher": Fisher,
     "lamp": LAMP,
+    "lobs": LOBS,
     "magnitude": Magnitude,
     "molchanov": Molchanov,
     "random": Random,
     "scale": Scale,
     "taylor": Taylor,
+    "weight_fisher": WeightFisher,
 }
 
 
 # What scores single weights; the others read channels.
-_OF_WEIGHTS = (LAMP, Magnitude, Random)
+_OF_WEIGHTS = (LAMP, LOBS, Magnitude, Random, WeightFisher)
 
 
 def get(importance: str | Callable, unit: str = "channel") -> Callable:

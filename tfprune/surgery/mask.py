@@ -22,7 +22,9 @@ from tfprune.surgery.weights import (
 from tfprune.surgery.wrap import strip
 
 
-def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
+def apply_masks(
+    model: keras.Model, masks: Mapping, kernels: Mapping | None = None
+) -> keras.Model:
     """Returns a model of the same shapes with every masked channel at zero.
 
     A pruned channel has all its slices zeroed, in the layers that make it, carry it
@@ -35,12 +37,14 @@ def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
         model: Functional or Sequential model, with or without gates, or the `Graph`
             of one, which masks of single weights need; not changed.
         masks: group name to bool array, True = keep; missing groups stay whole.
+        kernels: with masks of single weights, `{group name: array}`: values for kernels
+            to take, such as `importances.LOBS().compensated`. Defaults to None.
 
     Returns:
         A new model, uncompiled.
 
     Raises:
-        ValueError: if masks belong to another model or empty a group.
+        ValueError: if masks or kernels belong to another model, or a group is emptied.
 
     Example:
 
@@ -50,8 +54,14 @@ def apply_masks(model: keras.Model, masks: Mapping) -> keras.Model:
     """
     if isinstance(model, WeightGraph):
         has_own = has_gates(model.model)
-        return masked_weights(model.of(strip(model.model)) if has_own else model, masks)
+        graph = model.of(strip(model.model)) if has_own else model
+        return masked_weights(graph, masks, kernels or {})
     graph = as_graph(model)
+    if kernels is not None:
+        raise ValueError(
+            "`kernels` go with masks of single weights: pass `Graph(model, "
+            'unit="weight")` as `model`. Received: a graph of channels.'
+        )
     values = zeroed_values(graph, masks)
     dropped = dropped_slices(graph, masks)
     literals = graph.literals.keys() & values.keys()

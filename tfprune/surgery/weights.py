@@ -90,18 +90,35 @@ def _runs(gated: KernelGate, layer, path: str) -> bool:
     return True
 
 
-def masked_weights(graph: WeightGraph, masks: Mapping) -> keras.Model:
+def masked_weights(graph: WeightGraph, masks: Mapping, kernels: Mapping):
     """Returns a model with `WeightMask`s that hold what masks remove at zero.
 
     Args:
         graph: `WeightGraph` of a model without gates.
         masks: group name to bool array; missing groups stay whole.
+        kernels: group name to array: values for kernels to take.
     """
     graph.check(masks)
+    _check_kernels(graph, kernels)
     names = [name for name, mask in masks.items() if not np.all(mask)]
     model = wrap_kernels(graph, WeightMask, [_literal(name) for name in names] or None)
-    set_weight_masks(graph.of(model), masks)
+    new = graph.of(model)
+    for name, value in kernels.items():
+        new.kernels[name].variable.assign(value)
+    set_weight_masks(new, masks)
     return model
+
+
+def _check_kernels(graph: WeightGraph, kernels: Mapping) -> None:
+    for name, value in kernels.items():
+        # Raises for a name that is none.
+        graph.group(name)
+        shape = tuple(graph.kernels[name].variable.shape)
+        if np.shape(value) != shape:
+            raise ValueError(
+                f"`kernels` must have the shapes of the model's. Received: {name!r} of "
+                f"shape {np.shape(value)}, which is {shape} in the model."
+            )
 
 
 def _literal(name: str) -> str:
