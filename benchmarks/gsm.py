@@ -1,7 +1,8 @@
-"""Global sparse momentum beside other ways to the same sparsity: python benchmarks/gsm.py
+"""Global sparse momentum beside other ways to be sparse: python benchmarks/gsm.py
 
-    --only lenet300   LeNet-300-100 at 60x: GSM, cubic magnitude, one shot; winning tickets
+    --only lenet300   LeNet-300-100 at 60x: GSM, cubic magnitude, one shot; tickets
     --only lenet5     LeNet-5 at 125x and 300x, the same
+    --only files      bytes of the networks that GSM has made, beside other files
     --only steps      time per training step over that with Keras's SGD
     --only threshold  the exact threshold over 25 million weights, tf.math.top_k beside
     --only memory     peak memory of an update of 25 million weights, SGD's beside
@@ -379,6 +380,24 @@ def _table(keys, runs):
     return table
 
 
+def files(options):
+    """Bytes of what GSM has made in runs that are done, over the entropy bound."""
+    from tfprune.sparse_files import file_sizes
+
+    paths = sorted(Path(f"{options.results}.weights").glob("*.keras"))
+    if not paths:
+        print("left out: no runs of GSM yet, see --only lenet300", file=sys.stderr)
+    for path in paths:
+        model = keras.saving.load_model(path, compile=False)
+        sizes = file_sizes(model)
+        aside = path.with_suffix(".tflite")
+        tfprune.export(model, aside, format="litert", sparse=True, overwrite=True)
+        sizes["litert, sparse"] = aside.stat().st_size
+        detail = ", ".join(f"{kind} {size:,}" for kind, size in sizes.items())
+        ratio = sizes["tfsparse"] / sizes["entropy bound"]
+        yield structure.Row(f"file over entropy, {path.stem}", ratio, 1.10, "x", detail)
+
+
 # Time and memory ----------------------------------------------------------------------
 
 
@@ -495,7 +514,7 @@ INSIDE = {"threshold": lambda rounds: _threshold(int(rounds)), "memory": _memory
 
 
 MEASUREMENTS = {
-    each.__name__: each for each in (lenet300, lenet5, steps, threshold, memory)
+    each.__name__: each for each in (lenet300, lenet5, files, steps, threshold, memory)
 }
 
 

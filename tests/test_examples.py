@@ -126,11 +126,48 @@ def test_autoprune(capsys):
     assert accuracy > 80
 
 
+def test_gsm(capsys, tmp_path):
+    path = tmp_path / "digits.tfsparse"
+    _, sparse, tickets = load("examples/gsm.py").main(64, 24, path)
+    kept = tfprune.read_masks(tfprune.Graph(sparse, unit="weight"))
+    assert abs(kept.density() - 0.05) < 0.001
+    assert path.stat().st_size < 5_000
+    printed = capsys.readouterr().out
+    gap = float(re.search(r"gap: ([\d.]+)", printed)[1])
+    before, after = map(
+        float, re.search(r"([\d.]+) before, ([\d.]+)", printed).groups()
+    )
+    assert gap > 3 and after > before - 0.005 and after > 0.85
+    by_gsm = re.search(r"ticket by GSM: accuracy ([\d.]+)%", printed)[1]
+    assert float(by_gsm) > 80
+    assert tickets["GSM"].masks.density() == kept.density()
+
+
 def test_from_tfmot(capsys):
     _, plain = load("examples/from_tfmot.py").main(2)
     kept = tfprune.read_masks(tfprune.Graph(plain, unit="weight"))
     assert abs(kept.density() - 0.2) < 0.01
     assert "sparse: 20% of the weights" in capsys.readouterr().out
+
+
+def test_gsm_benchmark(tmp_path):
+    gsm = load("benchmarks/gsm.py")
+    rate = gsm.Steps(gsm.Phase(20, 0.1, (5, 10), warm_up=1))
+    steps = [0, gsm.STEPS - 1, 4 * gsm.STEPS, 5 * gsm.STEPS, 11 * gsm.STEPS]
+    expected = [0.1 / gsm.STEPS, 0.1, 0.1, 0.01, 0.001]
+    assert [float(rate(step)) for step in steps] == pytest.approx(expected)
+    results = gsm.Results(tmp_path / "runs.jsonl")
+    keys = {"net": "lenet300", "compression": 60, "schedule": "short"}
+    for number, method in enumerate(gsm.METHODS):
+        more = {"accuracy": 90.0 + number, "before": 91.05, "epochs": 1, "weights": 9}
+        own = {**keys, "compression": 1} if method == gsm.BASE else keys
+        results.add({**own, "seed": 0, "method": method, **more})
+    again = gsm.Results(tmp_path / "runs.jsonl")
+    runs = {method: gsm._runs(again, keys, method) for method in gsm.METHODS}
+    assert gsm._table(keys, runs).row_count == len(gsm.METHODS)
+    claims = [(row.measured, row.holds) for row in gsm._claims(keys, runs)]
+    expected = [(91.0, False), (0.05, True), (-1.0, False), (-1.0, False)]
+    assert claims == [(pytest.approx(value), holds) for value, holds in expected]
 
 
 def test_published_numbers_are_complete():
