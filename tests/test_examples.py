@@ -128,16 +128,17 @@ def test_autoprune(capsys):
 
 def test_gsm(capsys, tmp_path):
     path = tmp_path / "digits.tfsparse"
-    _, sparse, tickets = load("examples/gsm.py").main(64, 24, path)
+    _, sparse, tickets = load("examples/gsm.py").main(256, 16, path)
     kept = tfprune.read_masks(tfprune.Graph(sparse, unit="weight"))
     assert abs(kept.density() - 0.05) < 0.001
-    assert path.stat().st_size < 5_000
+    assert path.stat().st_size < 20_000
     printed = capsys.readouterr().out
-    gap = float(re.search(r"gap: ([\d.]+)", printed)[1])
+    gap = float(re.search(r"gap: (\S+)", printed)[1])
     before, after = map(
         float, re.search(r"([\d.]+) before, ([\d.]+)", printed).groups()
     )
-    assert gap > 3 and after > before - 0.005 and after > 0.85
+    assert gap > 10 and after > before - 0.01 and after > 0.9
+    assert float(re.search(r"([\d.]+)% of the norm", printed)[1]) < 10
     by_gsm = re.search(r"ticket by GSM: accuracy ([\d.]+)%", printed)[1]
     assert float(by_gsm) > 80
     assert tickets["GSM"].masks.density() == kept.density()

@@ -11,8 +11,10 @@ from tfprune.optimizers import GlobalSparseMomentum
 from tfprune.surgery import apply_masks, strip
 from tfprune.weight_cuts import best_of_all
 
-# Weights at the edge of the cut should differ by more than this from those well below.
+# Weights at the edge of the cut should differ by more than this from those well below,
 _CLEAR_GAP = 10
+# and what goes should be no more than this share of all kernels' Euclidean norm.
+_SMALL_SHARE = 0.1
 
 
 def remove_passive(model, data=None, verbose=1):
@@ -21,8 +23,8 @@ def remove_passive(model, data=None, verbose=1):
     For models trained with `tfprune.optimizers.GlobalSparseMomentum`, whose settings
     tell which kernels are pruned and how many weights stay. If training was long
     enough, the others are next to nothing already, and zeroing them costs nothing. That
-    is checked: the gap between the Q-th and the 2Q-th largest magnitude is printed and,
-    with `data`, the accuracy before and after.
+    is checked: the gap between the Q-th and the 2Q-th largest magnitude and the share
+    of the norm that goes are printed and, with `data`, the accuracy before and after.
 
     Args:
         model: model compiled with the optimizer, trained; not changed.
@@ -38,7 +40,7 @@ def remove_passive(model, data=None, verbose=1):
         ValueError: if the model's optimizer is another, or has not trained yet.
 
     Source: Ding et al., "Global sparse momentum SGD for pruning very deep neural
-    networks", 2019, section 3.2; the gap is ours.
+    networks", 2019, section 3.2; the checks are ours.
 
     Example:
 
@@ -49,22 +51,24 @@ def remove_passive(model, data=None, verbose=1):
     """
     graph, rankings = _read(model)
     names = {id(kernel.variable): name for name, kernel in graph.kernels.items()}
-    masks, gaps = {}, []
+    masks, gaps, shares = {}, [], []
     for kernels, count in rankings:
         arrays = [np.abs(kernel.numpy()).reshape(-1) for kernel in kernels]
         kept = best_of_all(arrays, count, np.ones(len(arrays), int))
         masks.update({names[id(k)]: m for k, m in zip(kernels, kept, strict=True)})
         gaps.append(_gap(np.concatenate(arrays), count))
+        shares.append(_share(np.concatenate(arrays), count))
     sparse = apply_masks(graph, masks)
+    gap, share = min(gaps), max(shares)
     if verbose:
-        print(_describe(model, sparse, Masks(masks), min(gaps), data))
-    if min(gaps) < _CLEAR_GAP:
+        print(_describe(model, sparse, Masks(masks), gap, share, data))
+    if gap < _CLEAR_GAP or share > _SMALL_SHARE:
         warnings.warn(
-            f"The weights that stay are not clearly larger than those that go (gap "
-            f"{min(gaps):.2g}, {_CLEAR_GAP} or more is clear), so zeroing may cost "
-            "accuracy. Passive weights have not decayed far enough: train longer, or "
-            "raise `weight_decay` or the learning rate, see "
-            "`GlobalSparseMomentum.decay_budget`.",
+            "The weights that go are not all next to nothing, so zeroing may cost "
+            f"accuracy: the gap is {gap:.2g} ({_CLEAR_GAP} or more is clear), and they "
+            f"are {share:.0%} of the norm ({_SMALL_SHARE:.0%} or less is little). "
+            "Train longer, raise `weight_decay` or the learning rate, see "
+            "`GlobalSparseMomentum.decay_budget`, or keep more weights.",
             stacklevel=2,
         )
     return sparse
@@ -108,7 +112,14 @@ def _gap(magnitudes: np.ndarray, count: int) -> float:
     return float(edge / below) if below else float("inf")
 
 
-def _describe(model, sparse, masks, gap, data) -> str:
+def _share(magnitudes: np.ndarray, count: int) -> float:
+    """Returns the share of the norm that all but the count largest magnitudes have."""
+    ordered = np.sort(magnitudes).astype("float64")
+    whole = np.linalg.norm(ordered)
+    return float(np.linalg.norm(ordered[: ordered.size - count]) / whole)
+
+
+def _describe(model, sparse, masks, gap, share, data) -> str:
     density = masks.density()
     number = sum(int(np.count_nonzero(mask)) for mask in masks.values())
     total = sum(mask.size for mask in masks.values())
@@ -116,7 +127,8 @@ def _describe(model, sparse, masks, gap, data) -> str:
     lines = [
         f"remove_passive: {number:,} of {total:,} weights stay ({1 / density:.1f}x), "
         f"fewest of {least}: {np.mean(masks[least]):.2%}",
-        f"  gap: {gap:.3g} (the Q-th over the 2Q-th largest magnitude)",
+        f"  gap: {gap:.3g} (the Q-th over the 2Q-th largest magnitude); "
+        f"{share:.1%} of the norm goes",
     ]
     if data is not None:
         plain = strip(model)
