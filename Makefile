@@ -16,11 +16,11 @@ demo: $(VENV)/.demo
 	@$(python) examples/demo.py $(ARGS)
 
 test: $(VENV)/.dev
-	@$(python) -m pytest -n 2 $(ARGS)
+	@$(python) -m pytest -n 2 --dist worksteal $(ARGS)
 
 # All of keras.applications: half an hour.
 test-zoo: $(VENV)/.dev
-	@$(python) -m pytest -n 2 --maxschedchunk 1 -m slow $(ARGS) tests/zoo
+	@$(python) -m pytest -n 2 --dist worksteal -m slow $(ARGS) tests/zoo
 
 benchmark: $(VENV)/.dev
 	@$(python) benchmarks/structure.py $(ARGS)

@@ -48,12 +48,18 @@ def check_other_ways(model):
         check_saved(small, inputs)
 
 
-# A fixed seed, and few shrinking steps, as every example takes a second.
-@seed(0)
-@settings(max_examples=24, deadline=None, database=None, suppress_health_check=CHECKS)
-@given(models())
-def test_random_graphs(model):
-    check(model)
+# Fixed seeds, as every example takes a second or two.
+@pytest.mark.parametrize("number", range(3))
+def test_random_graphs(number):
+    @seed(number)
+    @settings(
+        max_examples=20, deadline=None, database=None, suppress_health_check=CHECKS
+    )
+    @given(models())
+    def check_some(model):
+        check(model)
+
+    check_some()
 
 
 @pytest.mark.slow
