@@ -59,18 +59,18 @@ def masked(weights, scores, estimator="softplus", rule="modified", negative_slop
 
     @tf.custom_gradient
     def operation(w, m):
-        is_open = m > 0
-        zero = tf.zeros((), w.dtype)
+        # Products, which take a fraction of the time of `tf.where` with a scalar.
+        is_open = tf.cast(m > 0, w.dtype)
 
         def gradient(upstream):
             factor = tf.cast(tf.sign(w) if rule == "modified" else w, m.dtype)
             change = tf.cast(upstream, m.dtype) * factor
             return (
-                tf.where(is_open, upstream, zero),
+                upstream * is_open,
                 change * slope(m, estimator, negative_slope),
             )
 
-        return tf.where(is_open, w, zero), gradient
+        return w * is_open, gradient
 
     # Tensors: a variable read inside would be one more input of the gradient.
     return operation(tf.convert_to_tensor(weights), tf.convert_to_tensor(scores))

@@ -157,18 +157,20 @@ class ScoreUpdates:
         was_open = scores > 0
         if each.norms is not None:
             gradient = tf.math.divide_no_nan(gradient, each.norms())
-        strength = self._strength * pushing
-        moved = scores - rate * (gradient + strength * each.push * each.slope(scores))
-        moved = tf.where(tf.math.is_finite(moved), moved, scores)
+        push = self._strength * pushing * each.push
+        moved = scores - rate * (gradient + push * each.slope(scores))
         is_open = moved > 0
+        count = _count(is_open)
+        # Rarely is there anything to take back, so it is looked for by two numbers.
+        is_fine = tf.math.is_finite(tf.reduce_sum(moved)) & (count >= least)
+        moved, is_open, count = tf.cond(
+            is_fine,
+            lambda: (moved, is_open, count),
+            lambda: _taken_back(scores, was_open, moved, least),
+        )
         if self._hysteresis:
             away = tf.where(is_open, self._hysteresis, -self._hysteresis)
             moved = tf.where(is_open == was_open, moved, moved + away)
-        # A layer that has all but closed gets no gradients to open it again.
-        is_empty = _count(is_open) < least
-        moved = tf.where(tf.logical_and(is_empty, was_open), scores, moved)
-        is_open = moved > 0
-        count = _count(is_open)
         reopened = _count(tf.logical_and(is_open, tf.logical_not(was_open)))
         each.scores.assign(moved)
         if each.mask is not None:
@@ -189,6 +191,16 @@ class ScoreUpdates:
         for variable, value, shape, scores in before:
             is_open = tf.reshape(tf.convert_to_tensor(scores) > 0, shape)
             variable.assign(tf.where(is_open, tf.convert_to_tensor(variable), value))
+
+
+def _taken_back(scores, was_open, moved, least):
+    """Returns scores, whether and how many are open, without moves that must not be."""
+    moved = tf.where(tf.math.is_finite(moved), moved, scores)
+    # A layer that has all but closed gets no gradients to open it again.
+    is_empty = _count(moved > 0) < least
+    moved = tf.where(tf.logical_and(is_empty, was_open), scores, moved)
+    is_open = moved > 0
+    return moved, is_open, _count(is_open)
 
 
 def _count(flags):

@@ -216,7 +216,8 @@ def _copy_without_gate(operation, counts):
 
 def _fold_gate(gate: SwapWrapper, twin) -> None:
     """Gives a plain copy the weights that the gate makes its layer run with."""
-    values = gate.baked()
+    # Products with a mask leave negative zeros, which a sparse file would store.
+    values = {key: value + 0.0 for key, value in gate.baked().items()}
     added = len(twin.variables) - len(gate.layer.variables)
     # A scale that the layer did not have comes first among its variables.
     for old, new in zip(gate.layer.variables, twin.variables[added:], strict=True):
