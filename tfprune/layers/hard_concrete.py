@@ -92,7 +92,7 @@ class HardConcrete(KernelGate):
         return _stretched(ops.sigmoid((logistic + log_alpha) / BETA))
 
     def mask(self, index):
-        kernel = list(self.gated_kernels.values())[index]
+        kernel = self.kernel(index)
         log_alpha = ops.convert_to_tensor(self.log_alphas[index])
         is_open = _stretched(ops.sigmoid(log_alpha)) > 0
         return ops.broadcast_to(is_open, kernel.shape)

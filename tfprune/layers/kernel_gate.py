@@ -78,6 +78,11 @@ class KernelGate(SwapWrapper):
         own = self.find_kernels()
         return {kernel_name(self.layer, place): own[place] for place in self._places}
 
+    def kernel(self, index):
+        """Returns the kernel of an index, a variable."""
+        owner, name = self._find(self._places[index])
+        return owner[name]
+
     def add_gate_weight(self, name, index, kernel, **settings):
         """Adds a weight of a kernel's shape, which no policy casts."""
         settings = {"shape": kernel.shape, "autocast": False, **settings}

@@ -104,7 +104,7 @@ class TargetedDropout(KernelGate):
         return ops.minimum(1.0, steps / self.ramp_steps)
 
     def mask(self, index):
-        kernel = list(self.gated_kernels.values())[index]
+        kernel = self.kernel(index)
         return ops.logical_not(self._candidates(ops.convert_to_tensor(kernel)))
 
     def set_mask(self, index, mask):

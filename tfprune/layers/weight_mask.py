@@ -46,7 +46,7 @@ class WeightMask(KernelGate):
         return ops.convert_to_tensor(self.masks[index])
 
     def set_mask(self, index, mask):
-        kernel = list(self.gated_kernels.values())[index]
+        kernel = self.kernel(index)
         mask = ops.convert_to_tensor(mask, "bool")
         self.masks[index].assign(mask)
         kernel.assign(_zeroed(kernel, mask))
