@@ -8,12 +8,21 @@ from keras import layers
 
 import tfprune
 from tfprune import importances
-from tfprune.importances import Fisher, Magnitude, Molchanov, Random, Scale, Taylor
+from tfprune.importances import (
+    Fisher,
+    GeometricMedian,
+    Magnitude,
+    Molchanov,
+    Random,
+    Scale,
+    Taylor,
+)
 
 IMPORTANCES = {
     "magnitude": Magnitude(),
     "magnitude_l1": Magnitude(p=1),
     "magnitude_raw": Magnitude(normalize=False),
+    "geometric_median": GeometricMedian(),
     "random": Random(),
     "random_seed": Random(seed=3),
     "scale": Scale(),
@@ -64,6 +73,32 @@ def test_norms_by_eye():
     assert Magnitude(normalize=False)(graph)["a"].tolist() == [5.0, 1.0]
     assert Magnitude(p=1, normalize=False)(graph)["a"].tolist() == [7.0, 1.0]
     np.testing.assert_allclose(Magnitude()(graph)["a"], [5 / 3, 1 / 3])
+
+
+def test_the_filter_in_the_middle_can_be_replaced():
+    graph = dense_net([[[0.0, 1.0, 2.0, 3.0, 10.0]]])
+    sums = GeometricMedian(normalize=False)(graph)["a"]
+    np.testing.assert_allclose(sums, [16, 13, 12, 13, 34], rtol=1e-6)
+    (gone,) = np.flatnonzero(
+        ~tfprune.select(graph, "geometric_median", tfprune.Budget(sparsity=0.2))["a"]
+    )
+    assert gone == 2
+    (gone,) = np.flatnonzero(
+        ~tfprune.select(graph, "magnitude", tfprune.Budget(sparsity=0.2))["a"]
+    )
+    assert gone == 0
+
+
+def test_distances_between_filters():
+    random = np.random.default_rng(0)
+    # Far from zero and close together, where few digits differ.
+    kernel = 1000 + 1e-2 * random.normal(size=(7, 6)).astype("float32")
+    filters = np.float64(np.float32(kernel)).T
+    pairs = np.linalg.norm(filters[:, None] - filters, axis=-1).sum(axis=1)
+    scores = GeometricMedian(normalize=False)(dense_net([kernel]))["a"]
+    np.testing.assert_allclose(scores, pairs, rtol=1e-5)
+    relative = GeometricMedian()(dense_net([kernel]))["a"]
+    np.testing.assert_allclose(relative, pairs / pairs.mean(), rtol=1e-5)
 
 
 def test_a_layer_of_another_scale_scores_alike():

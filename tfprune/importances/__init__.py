@@ -8,6 +8,7 @@ needs data also has `reset_state()` and `update_state(model, x, y, sample_weight
 from collections.abc import Callable
 
 from tfprune.importances.fisher import Fisher
+from tfprune.importances.geometric_median import GeometricMedian
 from tfprune.importances.lamp import LAMP
 from tfprune.importances.lobs import LOBS
 from tfprune.importances.magnitude import Magnitude
@@ -21,6 +22,7 @@ __all__ = [
     "LAMP",
     "LOBS",
     "Fisher",
+    "GeometricMedian",
     "Magnitude",
     "Molchanov",
     "Random",
@@ -32,6 +34,7 @@ __all__ = [
 
 _BY_NAME = {
     "fisher": Fisher,
+    "geometric_median": GeometricMedian,
     "lamp": LAMP,
     "lobs": LOBS,
     "magnitude": Magnitude,

@@ -3,10 +3,11 @@
 import numpy as np
 from keras import ops
 
-from tfprune.graph import Graph, Group, WeightGraph
+from tfprune.graph import Graph, WeightGraph
+from tfprune.importances.filters import FilterImportance
 
 
-class Magnitude:
+class Magnitude(FilterImportance):
     """Scores a unit by the norm of the weights that make it.
 
     For every kernel that makes a group's units: the Lp norm of each unit's filter,
@@ -35,47 +36,16 @@ class Magnitude:
             raise ValueError(
                 f"`p` must be 1 or 2, the order of the norm. Received: {p}"
             )
+        super().__init__(normalize)
         self.p = p
-        self.normalize = normalize
 
     def __call__(self, graph: Graph) -> dict[str, np.ndarray]:
         if isinstance(graph, WeightGraph):
             return absolute(graph)
-        norms: dict = {}
-        return {group.name: self._score(group, norms) for group in graph.groups}
+        return super().__call__(graph)
 
-    def _score(self, group: Group, norms: dict) -> np.ndarray:
-        scores = [
-            self._norms(each, norms)[each.indices].mean(axis=1)
-            for each in _makers(group)
-        ]
-        if not scores:
-            # Channels of padding: no weight makes them, so nothing is lost with them.
-            return np.zeros(group.size, np.float32)
-        return np.mean(scores, axis=0, dtype=np.float32)
-
-    def _norms(self, part, norms: dict) -> np.ndarray:
-        """Returns the norm at every position of the part's axis, once per variable."""
-        key = (id(part.variable), part.axis)
-        if key not in norms:
-            rows = np.moveaxis(part.variable.numpy(), part.axis, 0)
-            rows = rows.reshape(len(rows), -1).astype(np.float32)
-            norm = np.linalg.norm(rows, ord=self.p, axis=1)
-            if not np.isfinite(norm).all():
-                raise ValueError(
-                    f"Layer {part.path!r} has weights that are NaN or infinite, in "
-                    f"{part.variable.name!r}. Look for where training went wrong."
-                )
-            mean = norm.mean()
-            norms[key] = norm / mean if self.normalize and mean > 0 else norm
-        return norms[key]
-
-
-def _makers(group: Group) -> list:
-    """Returns the slices whose weights make the units: kernels, else what there is."""
-    made = [part for part in group.slices if not part.read]
-    kernels = [part for part in made if len(part.variable.shape) > 1]
-    return kernels or made
+    def of_filters(self, filters):
+        return np.linalg.norm(filters, ord=self.p, axis=1)
 
 
 def absolute(graph: WeightGraph) -> dict[str, np.ndarray]:
