@@ -77,7 +77,7 @@ def select(
         )
     if is_rule and hasattr(importance, "by_layer"):
         return select_by_rule(graph, importance.by_layer(graph), threshold)
-    scores = _checked_scores(graph, importance(graph))
+    scores = checked_scores(graph, importance(graph))
     if is_rule:
         groups = zip(graph.groups, graph.members, strict=True)
         layers = {g.name: (units, scores[g.name]) for g, units in groups}
@@ -103,7 +103,7 @@ def select(
             "`n_of_m` is a pattern of single weights. Received: a graph with "
             f'unit={graph.unit!r}. Pass `Graph(model, unit="weight")`.'
         )
-    ranking = _Ranking(graph, scores, budget)
+    ranking = Ranking(graph, scores, budget)
     if scope == "global":
         plan = _GlobalPlan(ranking, scores)
     else:
@@ -111,7 +111,8 @@ def select(
     return ranking.masks(_solve(graph, ranking, plan))
 
 
-def _checked_scores(graph: Graph, scores) -> dict[str, np.ndarray]:
+def checked_scores(graph: Graph, scores) -> dict[str, np.ndarray]:
+    """Returns scores as an importance gives them, if each unit has one."""
     checked = {}
     for group in graph.groups:
         if group.name not in scores:
@@ -166,8 +167,14 @@ def _round_up(kept, size, multiple_of: int):
     return np.minimum(size, -(-kept // multiple_of) * multiple_of)
 
 
-class _Ranking:
-    """The order in which each group loses its units, and how many it may lose."""
+class Ranking:
+    """The order in which each group loses its units, and how many it may lose.
+
+    Args:
+        graph: the `Graph`.
+        scores: `{group name: scores}`, checked.
+        budget: `Budget`, whose floors count.
+    """
 
     def __init__(self, graph: Graph, scores, budget: Budget):
         self.graph, self.budget = graph, budget
@@ -203,7 +210,7 @@ class _Ranking:
 class _GlobalPlan:
     """Removes units in the order of their scores, all groups together."""
 
-    def __init__(self, ranking: _Ranking, scores):
+    def __init__(self, ranking: Ranking, scores):
         group_of, score = [], []
         for number, (group, cap, order) in enumerate(
             zip(ranking.graph.groups, ranking.caps, ranking.order, strict=True)
@@ -224,7 +231,7 @@ class _FractionPlan:
 
     last = 2**14
 
-    def __init__(self, ranking: _Ranking, fractions: Mapping):
+    def __init__(self, ranking: Ranking, fractions: Mapping):
         self._sizes = ranking.sizes
         groups = ranking.graph.groups
         self._weights = np.array([fractions.get(g.name, 0.0) for g in groups])
@@ -246,12 +253,12 @@ class _FractionPlan:
         return np.floor(exact + self._offsets * (exact > 0) + 1e-9).astype(np.int64)
 
 
-def _solve(graph: Graph, ranking: _Ranking, plan) -> np.ndarray:
+def _solve(graph: Graph, ranking: Ranking, plan) -> np.ndarray:
     """Returns how many units each group keeps: the smallest plan that does."""
     if ranking.budget.target is None:
         return ranking.kept(plan.removed(plan.as_given))
     name, fraction = ranking.budget.target
-    measure = _measure(graph, name)
+    measure = measure_of(graph, name)
     whole = measure(ranking.keep(ranking.sizes))
 
     def reduction(kept) -> float:
@@ -261,7 +268,7 @@ def _solve(graph: Graph, ranking: _Ranking, plan) -> np.ndarray:
     goal = fraction - 1e-12
     most = reduction(ranking.kept(plan.removed(plan.last)))
     if most < goal:
-        raise ValueError(_unreachable(ranking, most))
+        raise ValueError(unreachable(ranking, most))
     low, high = -1, plan.last
     while high - low > 1:
         middle = (low + high) // 2
@@ -273,7 +280,7 @@ def _solve(graph: Graph, ranking: _Ranking, plan) -> np.ndarray:
     return _give_back(kept, ranking, lambda kept: reduction(kept) >= goal)
 
 
-def _give_back(kept: np.ndarray, ranking: _Ranking, meets: Callable) -> np.ndarray:
+def _give_back(kept: np.ndarray, ranking: Ranking, meets: Callable) -> np.ndarray:
     """Returns units while the budget stays met: the last unit may have been a big one.
 
     Groups are tried from the one that lost most, in units, to the one that lost least.
@@ -290,7 +297,8 @@ def _give_back(kept: np.ndarray, ranking: _Ranking, meets: Callable) -> np.ndarr
             return kept
 
 
-def _unreachable(ranking: _Ranking, most: float) -> str:
+def unreachable(ranking: Ranking, most: float) -> str:
+    """Returns why a budget cannot be met when all that may go removes `most`."""
     graph = ranking.graph
     if not graph.groups:
         return (
@@ -305,8 +313,13 @@ def _unreachable(ranking: _Ranking, most: float) -> str:
     )
 
 
-def _measure(graph: Graph, name: str) -> Callable:
-    """Returns the function from kept units to the number that the budget limits."""
+def measure_of(graph: Graph, name: str) -> Callable:
+    """Returns the function from kept units to the number that a budget limits.
+
+    Args:
+        graph: the `Graph`.
+        name: name of the budget's target.
+    """
     if name == "sparsity":
         return lambda keep: int(keep[:-1].sum())
     counter = Counter(graph)
