@@ -93,6 +93,7 @@ class Counter:
     """
 
     def __init__(self, graph: Graph):
+        self._graph = graph
         self._axes: dict[int, int] = {}
         self._labels: list[np.ndarray] = []
         self.term_paths = [term.path for term in graph.mac_terms]
@@ -107,6 +108,7 @@ class Counter:
         units = [graph.units(labels) for labels in self._labels]
         self._units = np.concatenate([*units, [graph.num_units]])
         self._starts = np.cumsum([0, *(len(each) for each in units)])
+        self._ends = np.append(self._starts, len(self._units))
 
     def macs_per_term(self, keep: np.ndarray) -> np.ndarray:
         return self._evaluate(self._terms, keep)
@@ -121,6 +123,24 @@ class Counter:
     def params(self, keep: np.ndarray) -> int:
         """Returns the number of weights when the units in `keep` stay."""
         return int(self.params_per_variable(keep).sum())
+
+    def table(self, count: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the constant and the axes of each product that is counted.
+
+        Args:
+            count: `"macs"` or `"params"`.
+        """
+        return self._terms if count == "macs" else self._params
+
+    def lengths_by_group(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns how long each axis is: by group, and what of it always stays."""
+        group_of = np.full(self._graph.num_units + 1, len(self._graph.groups))
+        for number, units in enumerate(self._graph.members):
+            group_of[units] = number
+        axis_of = np.repeat(np.arange(len(self._starts)), np.diff(self._ends))
+        found = np.zeros((len(self._starts), len(self._graph.groups) + 1))
+        np.add.at(found, (axis_of, group_of[self._units]), 1)
+        return found[:, :-1], found[:, -1]
 
     def _table(self, products):
         """Turns (constant, axes) into arrays; the last axis number stands for 1."""
