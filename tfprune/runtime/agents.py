@@ -1,5 +1,7 @@
 """Agents that say, layer by layer, which fraction of the channels stays."""
 
+import abc
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -12,61 +14,41 @@ _UNITS = 128
 _LOG_DEVIATION = -4.0
 
 
-@keras.saving.register_keras_serializable("tfprune")
-class Agent(keras.layers.Layer):
-    """A recurrent network that walks through the layers of another.
+class Walker(keras.layers.Layer):
+    """Base of agents: a recurrent network that walks through the layers of another.
 
     At each layer an encoder of its own reads the state, the recurrent cell takes the
-    code in, and three heads say the mean of the ratio, its log standard deviation and
-    the value. At first every mean is the budget.
+    code in, and heads say what comes of it.
 
     Args:
         state_sizes: list of ints: how many numbers the state of each layer has.
-        budget: float: the ratio to begin with.
         cell: `"rnn"`, for states of images, or `"lstm"`, for states that are the same
-            for all.
-        reads_budget: whether the cell reads the budget beside the code. Defaults to
-            True for `"rnn"`.
-        limits: two floats: executed ratios are clipped to these.
-
-    Source: Chen et al., "Storage efficient and dynamic flexible runtime channel pruning
-    via deep reinforcement learning", 2020, author response.
+            for all, which one encoder reads.
+        extra: int: how many numbers the cell reads beside the code.
     """
 
-    def __init__(
-        self,
-        state_sizes,
-        budget,
-        cell="rnn",
-        reads_budget=None,
-        limits=(0.1, 1.0),
-        **kwargs,
-    ):
+    def __init__(self, state_sizes, cell="rnn", extra=0, **kwargs):
         super().__init__(**kwargs)
         if cell not in ("rnn", "lstm"):
             raise ValueError(f'`cell` must be "rnn" or "lstm". Received: cell={cell!r}')
-        self.state_sizes, self.budget = list(state_sizes), float(budget)
-        self.cell_type, self.limits = cell, tuple(limits)
-        self.reads_budget = cell == "rnn" if reads_budget is None else reads_budget
+        self.state_sizes, self.cell_type = list(state_sizes), cell
         encoders = [layers.Dense(_UNITS, "relu") for _ in self.state_sizes]
         self.encoders = encoders if cell == "rnn" else encoders[:1]
         cells = {"rnn": layers.SimpleRNNCell, "lstm": layers.LSTMCell}
         self.cell = cells[cell](_UNITS)
-        small = keras.initializers.VarianceScaling(0.04, "fan_avg", "uniform")
-        self.mean = layers.Dense(1, kernel_initializer=small)
-        deviation = keras.initializers.Constant(_LOG_DEVIATION)
-        self.log_deviation = layers.Dense(1, bias_initializer=deviation)
-        self.value = layers.Dense(1)
-        self._build_parts()
-        self.compiled = tf.function(self.call, reduce_retracing=True)
-
-    def _build_parts(self):
         for encoder, size in zip(self.encoders, self.state_sizes, strict=False):
             encoder.build((None, size))
-        self.cell.build((None, _UNITS + self.reads_budget))
-        for head in (self.mean, self.log_deviation, self.value):
-            head.build((None, _UNITS))
-        self.built = True
+        self.cell.build((None, _UNITS + extra))
+        self.extra = extra
+        self.compiled = tf.function(self.call, reduce_retracing=True)
+
+    @abc.abstractmethod
+    def heads(self, output) -> tuple:
+        """Returns what is said at a layer, given the cell's output there."""
+
+    def read(self, code):
+        """Returns what the cell reads of an encoder's code."""
+        return code
 
     def begin(self, samples):
         """Returns the cell's state before the first layer."""
@@ -74,7 +56,7 @@ class Agent(keras.layers.Layer):
         return [ops.zeros((samples, _UNITS)) for _ in range(count)]
 
     def step(self, number: int, state, hidden):
-        """Returns `((mean, log deviation, value), hidden)` at a layer.
+        """Returns `(what the heads say, hidden)` at a layer.
 
         Args:
             number: int: which layer.
@@ -82,20 +64,11 @@ class Agent(keras.layers.Layer):
             hidden: what the last step returned, or `begin`.
         """
         encoder = self.encoders[number if len(self.encoders) > 1 else 0]
-        code = encoder(state)
-        if self.reads_budget:
-            budget = ops.full_like(code[:, :1], self.budget)
-            code = ops.concatenate([code, budget], axis=-1)
-        output, hidden = self.cell(code, hidden)
-        mean = self.mean(output)[:, 0] + self.budget
-        return (
-            mean,
-            self.log_deviation(output)[:, 0],
-            self.value(output)[:, 0],
-        ), hidden
+        output, hidden = self.cell(self.read(encoder(state)), hidden)
+        return self.heads(output), hidden
 
     def call(self, states):
-        """Returns means, log deviations and values, each `(samples, steps)`.
+        """Returns what the heads say at all layers, each `(samples, steps, ...)`.
 
         Args:
             states: list with a float32 tensor of shape `(samples, size)` per layer.
@@ -108,24 +81,91 @@ class Agent(keras.layers.Layer):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one image of what says the ratios of all layers."""
+        """Multiply-accumulates of a walk for one image that says one number a layer."""
         gates = 4 if self.cell_type == "lstm" else 1
-        cell = gates * _UNITS * (2 * _UNITS + self.reads_budget)
+        cell = gates * _UNITS * (2 * _UNITS + self.extra)
         return sum(size * _UNITS + cell + _UNITS for size in self.state_sizes)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "state_sizes": self.state_sizes,
+            "cell": self.cell_type,
+        }
+
+
+@keras.saving.register_keras_serializable("tfprune")
+class Agent(Walker):
+    """Says which fraction of each layer's channels stays, as a normal distribution.
+
+    Three heads say the mean of the ratio, its log standard deviation and the value. At
+    first every mean is the budget.
+
+    Args:
+        state_sizes: list of ints: how many numbers the state of each layer has.
+        budget: float: the ratio to begin with.
+        cell: `"rnn"` or `"lstm"`, see `Walker`. An agent with `"rnn"` reads the budget
+            at every layer.
+        limits: two floats: executed ratios are clipped to these.
+
+    Source: Chen et al., "Storage efficient and dynamic flexible runtime channel pruning
+    via deep reinforcement learning", 2020, author response.
+    """
+
+    def __init__(self, state_sizes, budget, cell="rnn", limits=(0.1, 1.0), **kwargs):
+        super().__init__(state_sizes, cell, extra=int(cell == "rnn"), **kwargs)
+        self.budget, self.limits = float(budget), tuple(limits)
+        small = keras.initializers.VarianceScaling(0.04, "fan_avg", "uniform")
+        self.mean = layers.Dense(1, kernel_initializer=small)
+        deviation = keras.initializers.Constant(_LOG_DEVIATION)
+        self.log_deviation = layers.Dense(1, bias_initializer=deviation)
+        self.value = layers.Dense(1)
+        for head in (self.mean, self.log_deviation, self.value):
+            head.build((None, _UNITS))
+        self.built = True
+
+    def read(self, code):
+        if not self.extra:
+            return code
+        budget = ops.full_like(code[:, :1], self.budget)
+        return ops.concatenate([code, budget], axis=-1)
+
+    def heads(self, output):
+        mean = self.mean(output)[:, 0] + self.budget
+        return mean, self.log_deviation(output)[:, 0], self.value(output)[:, 0]
 
     def clipped(self, actions):
         """Returns the ratios that are carried out."""
         return ops.clip(actions, *self.limits)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "state_sizes": self.state_sizes,
-            "budget": self.budget,
-            "cell": self.cell_type,
-            "reads_budget": self.reads_budget,
-            "limits": list(self.limits),
-        }
+        config = {"budget": self.budget, "limits": list(self.limits)}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable("tfprune")
+class GroupAgent(Walker):
+    """Says what it is worth to compute the first one, two, ... groups of channels.
+
+    Args:
+        state_sizes: list of ints: how many numbers the state of each layer has.
+        groups: int: groups of each layer. The last action computes all of it.
+
+    Source: Lin et al., "Runtime neural pruning", 2017.
+    """
+
+    def __init__(self, state_sizes, groups=4, cell="rnn", **kwargs):
+        super().__init__(state_sizes, cell, **kwargs)
+        self.groups = groups
+        self.worth = layers.Dense(groups)
+        self.worth.build((None, _UNITS))
+        self.built = True
+
+    def heads(self, output):
+        return (self.worth(output),)
+
+    def get_config(self):
+        return {**super().get_config(), "groups": self.groups}
 
 
 def act(agent: Agent, states, generator=None) -> Rollout:

@@ -1,0 +1,106 @@
+"""From scores and ratios to the channels that stay, for each image."""
+
+import tensorflow as tf
+
+
+def top_mask(scores, count):
+    """Returns a mask of the highest scores: exactly so many, whatever ties there are.
+
+    Args:
+        scores: float tensor of shape `(..., channels)`.
+        count: int tensor of shape `(...)`, or one int: how many stay, one at least. Of
+            equal scores those stay that come first.
+
+    Returns:
+        A bool tensor like `scores`.
+
+    Example:
+
+    >>> top_mask(tf.constant([0.0, 2.0, 2.0, 2.0]), 2).numpy().tolist()
+    [False, True, True, False]
+    """
+    order = tf.argsort(scores, direction="DESCENDING", stable=True)
+    ranks = tf.argsort(order)
+    return ranks < tf.maximum(tf.convert_to_tensor(count), 1)[..., None]
+
+
+def top_blocks(scores, count, block: int):
+    """Returns a mask of whole blocks of channels, those with the highest mean scores.
+
+    Args:
+        scores: float tensor of shape `(..., channels)`.
+        count: int tensor of shape `(...)`, or one int: how many blocks stay.
+        block: int. Channels of a block; the last one may have fewer.
+    """
+    if block == 1:
+        return top_mask(scores, count)
+    channels = scores.shape[-1]
+    blocks = -(-channels // block)
+    numbers = tf.range(channels) // block
+    flat = tf.reshape(scores, (-1, channels))
+    sums = tf.math.unsorted_segment_mean(tf.transpose(flat), numbers, blocks)
+    means = tf.reshape(tf.transpose(sums), (*scores.shape[:-1], blocks))
+    return tf.gather(top_mask(means, count), numbers, axis=-1)
+
+
+def kept(ratio, channels: int):
+    """Returns how many channels a ratio keeps: rounded, one at least."""
+    count = tf.cast(tf.round(ratio * channels), "int32")
+    return tf.clip_by_value(count, 1, channels)
+
+
+def traded_off(runtime_scores, static_scores, runtime_keep, static_keep, runtime_ratio):
+    """Returns the masks of images and of the layer whose product meets both ratios.
+
+    Channels that both would remove are removed by both; what is left to remove is
+    divided between them, so that `R * runtime_keep + (1 - R) * static_keep` stays, with
+    R for `runtime_ratio`, however far the two agree.
+
+    Args:
+        runtime_scores: float tensor of shape `(images, channels)`.
+        static_scores: float tensor of shape `(channels,)`.
+        runtime_keep: float tensor of shape `(images,)`: ratios that the agent of images
+            says.
+        static_keep: float: the ratio that the static agent says.
+        runtime_ratio: float in [0, 1]: 1 for what depends on the image alone, 0 for
+            what does not depend on it.
+
+    Returns:
+        Two bool tensors of shape `(images, channels)`: of the images, of the layer.
+
+    Source: Chen et al., "Storage efficient and dynamic flexible runtime channel pruning
+    via deep reinforcement learning", 2020, author response and code.
+    """
+    channels = runtime_scores.shape[-1]
+    static_scores = tf.broadcast_to(static_scores, tf.shape(runtime_scores))
+    static_keep = tf.broadcast_to(static_keep, tf.shape(runtime_keep))
+    by_image = top_mask(runtime_scores, kept(runtime_keep, channels))
+    by_layer = top_mask(static_scores, kept(static_keep, channels))
+    neither = tf.logical_not(tf.logical_or(by_image, by_layer))
+    gone = tf.reduce_mean(tf.cast(neither, "float32"), axis=-1)
+    lowest = tf.constant(float("-inf"))
+
+    def shared(scores, keep, part):
+        left = 1 - gone - part * (1 - keep - gone)
+        count = kept(tf.clip_by_value(left, 0.0, 1.0), channels)
+        return top_mask(tf.where(neither, lowest, scores), count)
+
+    return (
+        shared(runtime_scores, runtime_keep, runtime_ratio),
+        shared(static_scores, static_keep, 1 - runtime_ratio),
+    )
+
+
+def deployed_ratios(runtime_keep, static_keep, runtime_ratio):
+    """Returns the ratio that is stored, and that at which images keep, of all channels.
+
+    What is stored does not depend on the image, and is compacted; every image keeps as
+    many in all as `traded_off` lets it.
+
+    Args:
+        runtime_keep: float or tensor.
+        static_keep: float.
+        runtime_ratio: float in [0, 1].
+    """
+    stored = runtime_ratio + (1 - runtime_ratio) * static_keep
+    return stored, runtime_ratio * runtime_keep + (1 - runtime_ratio) * static_keep

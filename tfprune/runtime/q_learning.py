@@ -1,0 +1,102 @@
+"""Q-learning: how an agent learns what each choice is worth."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def prefix_mask(actions, groups: int, channels: int):
+    """Returns a mask of the first groups of channels: one for action 0, and so on.
+
+    Args:
+        actions: int tensor of shape `(samples,)`, from 0 to `groups - 1`.
+        groups: int: groups of about equal size; the last action keeps all channels.
+        channels: int.
+    """
+    actions = tf.cast(actions, "int32")[:, None]
+    last = -(-(actions + 1) * channels // groups)
+    return tf.range(channels)[None] < last
+
+
+def walk(agent, observe, samples: int, exploration: float, generator) -> tuple:
+    """Goes through the layers; returns what was seen and what was chosen.
+
+    Args:
+        agent: the `GroupAgent`.
+        observe: function `observe(actions) -> state`, given the choices so far, an int
+            array of shape `(samples, layers done)`: a float array `(samples, size)`.
+        samples: int.
+        exploration: float: the share of choices that are drawn at random.
+        generator: NumPy generator.
+
+    Returns:
+        The states, a list with an array for each layer, and the choices, an int array
+        of shape `(samples, layers)`.
+    """
+    hidden, states = agent.begin(samples), []
+    actions = np.zeros((samples, 0), np.int32)
+    for number in range(len(agent.state_sizes)):
+        states.append(np.float32(observe(actions)))
+        (worth,), hidden = agent.step(number, tf.constant(states[-1]), hidden)
+        drawn = generator.integers(0, agent.groups, samples)
+        explores = generator.random(samples) < exploration
+        chosen = np.where(explores, drawn, worth.numpy().argmax(axis=-1))
+        actions = np.concatenate([actions, np.int32(chosen)[:, None]], axis=1)
+    return states, actions
+
+
+def rewards_of(actions, losses, penalty: float, weight: float) -> np.ndarray:
+    """Returns what choices earn: a penalty for each group, and the loss at the end.
+
+    Args:
+        actions: int array of shape `(samples, steps)`.
+        losses: float array of shape `(samples,)`.
+        penalty: float below 0, for each group computed beyond the first.
+        weight: float: what a unit of the loss costs.
+    """
+    rewards = penalty * np.asarray(actions, np.float32)
+    rewards[:, -1] -= weight * np.asarray(losses, np.float32)
+    return rewards
+
+
+class QLearning:
+    """Trains an agent on what it did.
+
+    Args:
+        agent: the `GroupAgent`.
+        learning_rate: float.
+        discount: float, gamma.
+
+    Source: Watkins and Dayan, "Q-learning", 1992; Lin et al., "Runtime neural pruning",
+    2017.
+    """
+
+    def __init__(self, agent, learning_rate=1e-3, discount=1.0):
+        self.agent, self.discount = agent, discount
+        self.optimizer = keras.optimizers.Adam(learning_rate)
+        self.optimizer.build(agent.trainable_variables)
+        self._step = tf.function(self._train, reduce_retracing=True)
+
+    def learn(self, states, actions, rewards) -> float:
+        """Makes one step on a batch of walks; returns the loss.
+
+        Args:
+            states: list with a float array of shape `(samples, size)` per layer.
+            actions: int array of shape `(samples, steps)`.
+            rewards: float array of the same shape.
+        """
+        states = [tf.constant(np.float32(each)) for each in states]
+        return float(self._step(states, np.int32(actions), np.float32(rewards)))
+
+    def _train(self, states, actions, rewards):
+        variables = self.agent.trainable_variables
+        with tf.GradientTape() as tape:
+            (worth,) = self.agent(states)
+            later = tf.stop_gradient(tf.reduce_max(worth[:, 1:], axis=-1))
+            later = tf.pad(later, [[0, 0], [0, 1]])
+            chosen = tf.gather(worth, actions, axis=-1, batch_dims=2)
+            errors = chosen - (rewards + self.discount * later)
+            loss = tf.reduce_mean(tf.square(errors))
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+        self.optimizer.apply(gradients, variables)
+        return loss
