@@ -5,6 +5,7 @@
     --only resnet56       ResNet-56 at 10x on CIFAR-10; runs only when named: for a GPU
     --only densenet40     DenseNet-40 likewise
     --only approximation  the paper's formula beside what a passive weight really does
+    --only sensitivity    layers pruned alone, beside what GSM has kept of them
     --only files          bytes of the networks that GSM has made, beside other files
     --only steps          time per training step over that with Keras's SGD
     --only threshold      the exact threshold over 25 million weights, beside tf top_k
@@ -17,7 +18,8 @@ and trained weights are kept beside it. Every method starts from the same traine
 network of its seed, trains for as many epochs and ends with the same number of weights.
 Tickets train from the initialization, all for as long. The short schedule of
 LeNet-300-100 was chosen on 10,000 training images held out, for GSM and for the others
-alike; test images are looked at when a run is over. The paper's ResNet-50 on ImageNet is not run.
+alike; test images are looked at when a run is over. The paper's ResNet-50 on ImageNet
+is not run.
 """
 
 import argparse
@@ -512,14 +514,37 @@ def _draw(curves, path):
     figure.savefig(path)
 
 
+def sensitivity(options):
+    """Whether GSM, in runs that are done, keeps more of the layers that need it."""
+    for path in _done(options):
+        net, _, schedule, seed = path.stem.split("-")
+        model = getattr(networks, net)(keras)
+        model.load_weights(path.with_name(f"{net}-{schedule}-{seed}.weights.h5"))
+        model.compile(loss=LOSS, metrics=["accuracy"])
+        _, test = _data(net, options.data_dir)
+        found = tfprune.sensitivity(model, test, sparsities=(0.8, 0.9, 0.95, 0.99))
+        sparse = keras.saving.load_model(path, compile=False)
+        masks = tfprune.read_masks(tfprune.Graph(sparse, unit="weight"))
+        options.console.print(f"{path.stem}\n{found.summary(masks)}")
+        if options.figure:
+            found.plot(Path(options.figure).with_stem(path.stem), masks)
+        claim = f"Spearman of drop at 95 % and fraction kept, {path.stem}"
+        yield structure.Row(claim, found.agreement(masks, 0.95), 0.8, "", "", True)
+
+
+def _done(options) -> list:
+    """Returns the files of the networks that GSM has made."""
+    paths = sorted(Path(f"{options.results}.weights").glob("lenet*.keras"))
+    if not paths:
+        print("left out: no runs of GSM yet, see --only lenet300", file=sys.stderr)
+    return paths
+
+
 def files(options):
     """Bytes of what GSM has made in runs that are done, over the entropy bound."""
     from tfprune.sparse_files import file_sizes
 
-    paths = sorted(Path(f"{options.results}.weights").glob("*.keras"))
-    if not paths:
-        print("left out: no runs of GSM yet, see --only lenet300", file=sys.stderr)
-    for path in paths:
+    for path in _done(options):
         model = keras.saving.load_model(path, compile=False)
         sizes = file_sizes(model)
         aside = path.with_suffix(".tflite")
@@ -645,7 +670,16 @@ def _measured(*arguments):
 INSIDE = {"threshold": lambda rounds: _threshold(int(rounds)), "memory": _memory}
 
 
-ORDINARY = (lenet300, lenet5, approximation, files, steps, threshold, memory)
+ORDINARY = (
+    lenet300,
+    lenet5,
+    approximation,
+    sensitivity,
+    files,
+    steps,
+    threshold,
+    memory,
+)
 FOR_A_GPU = (resnet56, densenet40)
 MEASUREMENTS = {each.__name__: each for each in (*ORDINARY, *FOR_A_GPU)}
 
@@ -661,7 +695,7 @@ def main(arguments=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--results", default="gsm.jsonl")
-    parser.add_argument("--figure", help="where to draw the approximation's error")
+    parser.add_argument("--figure", help="where to draw, such as gsm.png")
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.inside:
