@@ -131,6 +131,18 @@ def test_clipping_stops_what_has_moved_far_enough(states):
     assert terms["value"].numpy() == pytest.approx(0.5 * 0.8**2, rel=1e-3)
 
 
+def test_the_critic_learns_what_follows(states):
+    agent = agent_of(states)
+    learner = PPO(agent, learning_rate=3e-3)
+    rewards = np.zeros((96, 3))
+    rewards[:, -1] = 2.0
+    before = abs(np.asarray(agent(states)[2]) - 2).mean()
+    for round_ in range(60):
+        learner.learn(rollout_of(agent, states, round_), rewards)
+    after = abs(np.asarray(agent(states)[2]) - 2).mean()
+    assert after < 0.3 < 1.2 < before
+
+
 def test_means_outside_are_pulled_back(states):
     agent = agent_of(states)
     agent.mean.set_weights([np.zeros((128, 1)), np.array([0.7])])

@@ -356,3 +356,15 @@ def test_gate_that_is_none_is_refused(make_residual):
 
 def test_mask_knows_its_size():
     assert ChannelMask(3).mask.numpy().tolist() == [True] * 3
+
+
+def test_masked_weights_are_stripped_to_plain_zeros():
+    """A negative zero takes as many bytes in a sparse file as any other number."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    model.layers[0].kernel.assign(-np.ones((3, 4)))
+    for gate in (tfprune.layers.TrainableMask, tfprune.layers.WeightMask):
+        wrapped = tfprune.prune_wrap(model, gate)
+        wrapped.layers[0].set_mask(0, np.eye(3, 4, dtype=bool))
+        kernel = tfprune.strip(wrapped).layers[0].kernel.numpy()
+        np.testing.assert_array_equal(kernel, -np.eye(3, 4))
+        assert not np.signbit(kernel[~np.eye(3, 4, dtype=bool)]).any()

@@ -33,10 +33,9 @@ class GeometricMedian(FilterImportance):
     """
 
     def of_filters(self, filters):
-        # Products of what is left after the mean, in double precision: for filters
-        # that lie close together little would be left of the digits otherwise.
+        # In double precision, which holds products of floats exactly: filters that lie
+        # close together would lose most digits otherwise.
         rows = filters.astype(np.float64)
-        rows -= rows.mean(axis=0)
         squares = np.einsum("ij,ij->i", rows, rows)
         distances = squares[:, None] + squares - 2 * rows @ rows.T
         np.fill_diagonal(distances, 0.0)
