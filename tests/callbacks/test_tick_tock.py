@@ -32,13 +32,13 @@ def dataset(data, batch_size=4):
 
 
 @pytest.fixture
-def model(make_residual):
+def residual(make_residual):
     return compiled(tfprune.prune_wrap(checker.randomize(make_residual(8))))
 
 
 @pytest.fixture
-def small():
-    """A network of few layers, for tests that train it often."""
+def model():
+    """A network of few layers: most of the time of a test is that of two traces."""
     model = keras.Sequential(
         [
             layers.Input((8, 8, 3)),
@@ -121,11 +121,11 @@ def test_the_last_tick_takes_no_more_than_needed(model, data):
     assert 0.25 * units <= closed <= 0.25 * units + 1
 
 
-def test_floors_hold(model, data):
+def test_floors_hold(residual, data):
     budget = Budget(flops_reduction=0.4, max_sparsity={"stem_conv": 0.0, "*": 0.6})
-    train(model, data, TickTock(dataset(data), budget, **QUICK))
-    masks = tfprune.read_masks(model)
-    assert masks["stem_conv"].all() and reduction(model) >= 0.4
+    train(residual, data, TickTock(dataset(data), budget, **QUICK))
+    masks = tfprune.read_masks(residual)
+    assert masks["stem_conv"].all() and reduction(residual) >= 0.4
     assert all(mask.mean() >= 0.4 for mask in masks.values())
 
 
@@ -151,20 +151,20 @@ def test_a_budget_that_is_not_met_is_said(model, data):
         train(model, data, callback, epochs=2)
 
 
-def test_snapshots_on_the_way(model, data, tmp_path):
+def test_snapshots_on_the_way(residual, data, tmp_path):
     path = str(tmp_path / "small-{flops_reduction:.2f}.keras")
     snapshots = Snapshots(path, (0.2, 0.35))
-    train(model, data, snapshots, TickTock(dataset(data), HALF, **QUICK))
+    train(residual, data, snapshots, TickTock(dataset(data), HALF, **QUICK))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "small-0.20.keras",
         "small-0.35.keras",
     ]
     for point in (0.2, 0.35):
         small = keras.models.load_model(path.format(flops_reduction=point))
-        share = 1 - tfprune.cost(small).macs / tfprune.cost(model).macs
+        share = 1 - tfprune.cost(small).macs / tfprune.cost(residual).macs
         assert point <= share < 0.5
     with pytest.raises(FileExistsError, match="0.20"):
-        train(model, data, snapshots)
+        train(residual, data, snapshots)
 
 
 def test_snapshots_beside_prune_to_budget(model, data, tmp_path):
@@ -207,14 +207,14 @@ def test_a_tick_trains_gates_shifts_and_the_last_layer_only(
             assert np.array_equal(old, new) != moves, variable.path
 
 
-def test_all_trains_in_a_tock_and_flags_stay_as_they_were(model, data):
-    model.get_layer("block1_a_conv").trainable = False
-    compiled(model)
-    flags = [v.trainable for v in model.variables]
-    before = values(model.variables)
-    train(model, data, TickTock(dataset(data), HALF, **QUICK))
-    assert flags == [v.trainable for v in model.variables]
-    for variable, old in zip(model.variables, before, strict=True):
+def test_all_trains_in_a_tock_and_flags_stay_as_they_were(residual, data):
+    residual.get_layer("block1_a_conv").trainable = False
+    compiled(residual)
+    flags = [v.trainable for v in residual.variables]
+    before = values(residual.variables)
+    train(residual, data, TickTock(dataset(data), HALF, **QUICK))
+    assert flags == [v.trainable for v in residual.variables]
+    for variable, old in zip(residual.variables, before, strict=True):
         same = np.array_equal(old, variable.numpy())
         if variable.trainable:
             assert not same, variable.path
@@ -422,14 +422,14 @@ SLOW = {"share": 0.06, "cycle": (3, 2)}
 
 
 @pytest.mark.parametrize("tick", [3, 5])
-def test_stopped_after_any_tick(small, data, tick, tmp_path):
-    small.save(tmp_path / "start.keras")
+def test_stopped_after_any_tick(model, data, tick, tmp_path):
+    model.save(tmp_path / "start.keras")
     whole = keras.models.load_model(tmp_path / "start.keras")
     train(whole, data, TickTock(dataset(data), HALF, **SLOW), epochs=9)
     callback = Saving(dataset(data), HALF, **SLOW)
     callback.stop_at, callback.path = tick, tmp_path / "stopped.keras"
     with pytest.raises(Stop):
-        train(small, data, callback, epochs=9)
+        train(model, data, callback, epochs=9)
     resumed = keras.models.load_model(callback.path)
     epoch = 2 if tick <= 3 else 4
     rest = TickTock(dataset(data), HALF, **SLOW)
@@ -438,8 +438,8 @@ def test_stopped_after_any_tick(small, data, tick, tmp_path):
 
 
 @pytest.mark.parametrize("epoch", [2, 6])
-def test_stopped_after_any_epoch(small, data, epoch, tmp_path):
-    small.save(tmp_path / "start.keras")
+def test_stopped_after_any_epoch(model, data, epoch, tmp_path):
+    model.save(tmp_path / "start.keras")
     whole = keras.models.load_model(tmp_path / "start.keras")
     train(whole, data, TickTock(dataset(data), HALF, **SLOW), epochs=9)
 
@@ -450,15 +450,15 @@ def test_stopped_after_any_epoch(small, data, epoch, tmp_path):
                 raise Stop
 
     with pytest.raises(Stop):
-        train(small, data, TickTock(dataset(data), HALF, **SLOW), Save(), epochs=9)
+        train(model, data, TickTock(dataset(data), HALF, **SLOW), Save(), epochs=9)
     resumed = keras.models.load_model(tmp_path / "stopped.keras")
     rest = TickTock(dataset(data), HALF, **SLOW)
     train(resumed, data, rest, epochs=9, initial_epoch=epoch)
     _assert_same(whole, resumed)
 
 
-def test_backup_and_restore(small, data, tmp_path):
-    small.save(tmp_path / "start.keras")
+def test_backup_and_restore(model, data, tmp_path):
+    model.save(tmp_path / "start.keras")
     whole = keras.models.load_model(tmp_path / "start.keras")
     train(whole, data, TickTock(dataset(data), HALF, **SLOW), epochs=7)
     folder = tmp_path / "backup"
@@ -473,7 +473,7 @@ def test_backup_and_restore(small, data, tmp_path):
 
     callbacks = TickTock(dataset(data), HALF, **SLOW), backup(), Fail()
     with pytest.raises(Stop):
-        train(small, data, *callbacks, epochs=7)
+        train(model, data, *callbacks, epochs=7)
     resumed = keras.models.load_model(tmp_path / "start.keras")
     train(resumed, data, TickTock(dataset(data), HALF, **SLOW), backup(), epochs=7)
     _assert_same(whole, resumed)
@@ -629,13 +629,13 @@ def test_models_and_runs_that_are_refused(model, data, make_residual):
         train(model, data, TickTock(dataset(data), budget, **QUICK))
 
 
-def test_a_frozen_gate_is_refused_before_training(model, data):
-    model.get_layer("block1_a_bn").trainable = False
-    compiled(model)
-    before = values(model.variables)
+def test_a_frozen_gate_is_refused_before_training(residual, data):
+    residual.get_layer("block1_a_bn").trainable = False
+    compiled(residual)
+    before = values(residual.variables)
     with pytest.raises(ValueError, match="frozen gate on 'block1_a_bn'"):
-        train(model, data, TickTock(dataset(data), HALF, **QUICK))
-    assert all(map(np.array_equal, before, values(model.variables)))
+        train(residual, data, TickTock(dataset(data), HALF, **QUICK))
+    assert all(map(np.array_equal, before, values(residual.variables)))
 
 
 def test_a_loss_that_is_not_finite_is_said(model, data):
