@@ -24,7 +24,7 @@ def clean_keras():
     yield
     keras.config.set_dtype_policy("float32")
     keras.config.set_image_data_format("channels_last")
-    # Which collects garbage each time: a fifth of the time of all tests.
+    # Which collects garbage each time: a tenth of the processor time, or more.
     with mock.patch("gc.collect"):
         keras.backend.clear_session()
 
