@@ -17,9 +17,9 @@ seed, epochs and command, as soon as they are done; a run that is in it is not r
 and trained weights are kept beside it. Every method starts from the same trained
 network of its seed, trains for as many epochs and ends with the same number of weights.
 Tickets train from the initialization, all for as long. The short schedule of
-LeNet-300-100 was chosen on 10,000 training images held out: some twenty settings of GSM,
-four learning rates of cubic magnitude, of which the largest did best; one shot takes
-that rate, tickets were not tuned. The paper's ResNet-50 on ImageNet is not run.
+LeNet-300-100 was chosen on 10,000 training images held out: some twenty settings of
+GSM, four learning rates of cubic magnitude, of which the largest did best; one shot
+takes that rate, tickets were not tuned. The paper's ResNet-50 on ImageNet is not run.
 """
 
 import argparse
