@@ -6,7 +6,8 @@ from pathlib import Path
 import keras
 
 from tfprune import surgery, writing
-from tfprune.graph.nodes import as_functional, input_structure
+from tfprune.graph.nodes import as_functional, flatten_layers, input_structure
+from tfprune.layers.runtime_conv import RuntimeConv2D
 from tfprune.surgery import certificate
 
 _SUFFIXES = {
@@ -60,6 +61,8 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
             f"format={format!r}."
         )
     check_path(path, format, overwrite)
+    if format == "litert":
+        _check_convertible(model)
     with writing.write_aside(path, _SUFFIXES[format], overwrite) as aside:
         plain = surgery.strip(model) if surgery.has_gates(model) else model
         inputs = certificate.probe_inputs(plain)
@@ -95,6 +98,18 @@ def _write(model, path, format, sparse):
             f"`format={format!r}` needs the package `{error.name}`, which is not "
             f"installed. Install it with: pip install {error.name}"
         ) from error
+
+
+def _check_convertible(model):
+    """Raises an error for convolutions whose width is known when an image is."""
+    for layer in flatten_layers(model):
+        if isinstance(layer, RuntimeConv2D) and layer.is_dynamic:
+            raise ValueError(
+                "LiteRT has no convolution of a width that changes from image to "
+                f"image, and {layer.name!r} is one. Deploy with "
+                '`mode="bucket"`, or with gates whose counts are fixed '
+                "(`agent=None`), or export a SavedModel."
+            )
 
 
 def _sparsity():

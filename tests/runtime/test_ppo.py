@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfprune.runtime.agents import Agent, act
+from tfprune.layers.agents import Agent
 from tfprune.runtime.budgets import budget_reward
-from tfprune.runtime.ppo import PPO, advantages, log_probability
+from tfprune.runtime.ppo import PPO, act, advantages, log_probability
 
 
 def test_advantages_of_a_reward_at_the_end():

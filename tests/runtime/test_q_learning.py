@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfprune.runtime.agents import GroupAgent
+from tfprune.layers.agents import GroupAgent
 from tfprune.runtime.q_learning import QLearning, prefix_mask, rewards_of, walk
 
 

@@ -6,6 +6,7 @@ from tfprune.graph import (  # noqa: F401
     rules_layers,
     rules_ops,
     rules_own,
+    rules_runtime,
     rules_sequence,
     rules_shapes,
 )

@@ -21,7 +21,9 @@ def propagate(graph: Graph, closed: dict | None = None) -> dict[int, np.ndarray]
     """
     known: dict[int, np.ndarray] = {}
     for call in graph.calls:
-        if len(call.outputs) != 1 or len(call.outputs[0].labeled_axes) != 1:
+        labeled = [len(x.labeled_axes) for x in call.outputs]
+        # What comes beside the first output, such as a state, has no channels.
+        if labeled[:1] != [1] or sum(labeled) != 1:
             continue
         values = None
         if call.constants is not None and (closed is None or _keeps_zeros(call)):

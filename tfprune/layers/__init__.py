@@ -3,6 +3,8 @@
 from tfprune.layers.channel_gate import GATED_TYPES, ChannelGate, ChannelMask
 from tfprune.layers.hard_concrete import HardConcrete
 from tfprune.layers.kernel_gate import KernelGate
+from tfprune.layers.runtime_gate import RuntimeGate
+from tfprune.layers.runtime_policy import RuntimePolicy
 from tfprune.layers.spliced_mask import SplicedMask
 from tfprune.layers.swapping import SwapWrapper
 from tfprune.layers.targeted_dropout import TargetedDropout
@@ -15,6 +17,8 @@ __all__ = [
     "ChannelMask",
     "HardConcrete",
     "KernelGate",
+    "RuntimeGate",
+    "RuntimePolicy",
     "SplicedMask",
     "SwapWrapper",
     "TargetedDropout",

@@ -224,9 +224,9 @@ class ChannelGate(SwapWrapper):
     def get_config(self):
         return {
             **super().get_config(),
-            "mask": _serialize_shared(self.output_mask) if self.output_mask else False,
+            "mask": serialize_shared(self.output_mask) if self.output_mask else False,
             "input_masks": {
-                place: _serialize_shared(mask)
+                place: serialize_shared(mask)
                 for place, mask in zip(self._places, self.input_masks, strict=True)
             },
             "gate_regularizer": keras.regularizers.serialize(self.gate_regularizer),
@@ -268,7 +268,8 @@ def _shifted(layer, name: str, factors) -> dict:
     return {} if shift is None else {name: _scaled(shift, factors, -1)}
 
 
-def _serialize_shared(mask):
+def serialize_shared(mask):
+    """Returns the config of an object that several layers share."""
     config = keras.saving.serialize_keras_object(mask)
     # Keras keeps the first occurrence of a shared object without an id, so the
     # second could not find it: every occurrence carries the id here.

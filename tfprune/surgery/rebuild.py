@@ -49,6 +49,9 @@ class Rebuilder:
             its place, None for layers that stay whole. By default all do.
         before: function from an operation to a new layer for its input to go through
             first, or None. By default there is none.
+        after: function `(node, outputs, tensors) -> outputs` of what a new operation
+            returned, with `{id(old tensor): new tensor}` of all that was made before.
+            Sequential models become Functional then. By default outputs stay.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class Rebuilder:
         input_shapes: Callable | None = None,
         parts: Callable | None = None,
         before: Callable | None = None,
+        after: Callable | None = None,
     ):
         self._make = make
         self._rewrite = rewrite or (lambda node, args, kwargs: (args, kwargs))
         self._input_shapes = input_shapes or (lambda m: [x.shape for x in m.inputs])
         self._parts = parts or (lambda layer: None)
         self._before = before or (lambda operation: None)
+        self._after = after
         self._new_before: dict[int, object] = {}
         self._new: dict[int, object] = {}
         self.pairs: list[tuple] = []
@@ -80,7 +85,8 @@ class Rebuilder:
 
     def _model(self, model, prefix: str):
         if id(model) not in self._new:
-            build = self._sequential if _is_sequential(model) else self._functional
+            in_a_row = _is_sequential(model) and self._after is None
+            build = self._sequential if in_a_row else self._functional
             self._new[id(model)] = build(model, as_functional(model), prefix)
         return self._new[id(model)]
 
@@ -131,6 +137,8 @@ class Rebuilder:
             if first:
                 args, kwargs = (first(as_one_input(args, kwargs)),), {}
             outputs = new(*args, **kwargs)
+            if self._after is not None:
+                outputs = self._after(node, outputs, tensors)
             flat = tree.flatten(outputs)
             tensors.update((id(k), t) for k, t in zip(node.outputs, flat, strict=True))
         inputs, outputs = (

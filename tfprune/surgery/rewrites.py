@@ -26,11 +26,12 @@ _PLACING_ARGUMENTS = "kernel_size strides padding data_format dilation_rate".spl
 _FEW_PLACES = 64
 
 
-def faster(model: keras.Model) -> keras.Model:
+def faster(model: keras.Model, small_maps: bool = True) -> keras.Model:
     """Returns a model that computes the same in inference, in less time.
 
     Args:
-        model: Functional or Sequential model without gates; not changed.
+        model: Functional or Sequential model without `SwapWrapper`s; not changed.
+        small_maps: whether convolutions of single places become dense layers.
     """
     graph = Graph(model)
     folds = foldable_normalizations(graph)
@@ -43,7 +44,8 @@ def faster(model: keras.Model) -> keras.Model:
             return layers.Identity(name=operation.name, dtype=policy)
         settings = {"use_bias": True} if id(operation) in folds else {}
         twin = copy_operation_like(operation, settings)
-        return _faster_layer(twin, operation, places.get(id(operation), 0))
+        size = places.get(id(operation), 0) if small_maps else np.inf
+        return _faster_layer(twin, operation, size)
 
     def rewrite(node, args, kwargs):
         if id(node.operation) not in folded:
@@ -52,7 +54,8 @@ def faster(model: keras.Model) -> keras.Model:
         return (*args, kwargs.get("inputs"))[:1], {}
 
     def is_dense(operation):
-        return _is_dense(operation) and places[id(operation)] <= _FEW_PLACES
+        is_small = small_maps and places[id(operation)] <= _FEW_PLACES
+        return _is_dense(operation) and is_small
 
     def before(operation):
         is_strided = is_dense(operation) and max(operation.strides) > 1
@@ -93,7 +96,7 @@ def _places(graph: Graph) -> dict[int, int]:
     return places
 
 
-def _faster_layer(layer, old, places: int):
+def _faster_layer(layer, old, places: float):
     """Returns an unbuilt layer that computes the same faster, or the layer itself.
 
     A convolution with one channel in each group is a depthwise convolution, for which

@@ -14,6 +14,7 @@ from tfprune.layers import (
     ChannelGate,
     ChannelMask,
     KernelGate,
+    RuntimeGate,
     SwapWrapper,
     TrainableChannelMask,
     TrainableMask,
@@ -25,6 +26,7 @@ from tfprune.surgery.rebuild import (
     copy_state,
     initializers_of,
 )
+from tfprune.surgery.runtime import wrap_runtime
 from tfprune.surgery.weights import built_copy, wrap_kernels
 
 _UNITS = ("weight", "channel")
@@ -76,6 +78,8 @@ def prune_wrap(
         raise ValueError(
             f"Model {model.name!r} has gates already. Call `tfprune.strip` first."
         )
+    if gate is RuntimeGate:
+        return wrap_runtime(model, layers, **gate_arguments)
     _check_arguments(gate, gate_arguments)
     # Of other gates `unit` is an argument of their own.
     is_trainable = gate is TrainableMask

@@ -1,5 +1,6 @@
 """From scores and ratios to the channels that stay, for each image."""
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -32,21 +33,45 @@ def top_blocks(scores, count, block: int):
         count: int tensor of shape `(...)`, or one int: how many blocks stay.
         block: int. Channels of a block; the last one may have fewer.
     """
+    return spread(top_mask(block_means(scores, block), count), scores.shape[-1], block)
+
+
+def block_means(scores, block: int):
+    """Returns the mean score of every block, a tensor of shape `(..., blocks)`.
+
+    Args:
+        scores: float tensor of shape `(..., channels)`.
+        block: int. Channels of a block; the last one may have fewer.
+    """
     if block == 1:
-        return top_mask(scores, count)
+        return scores
     channels = scores.shape[-1]
-    blocks = -(-channels // block)
-    numbers = tf.range(channels) // block
-    flat = tf.reshape(scores, (-1, channels))
-    sums = tf.math.unsorted_segment_mean(tf.transpose(flat), numbers, blocks)
-    means = tf.reshape(tf.transpose(sums), (*scores.shape[:-1], blocks))
-    return tf.gather(top_mask(means, count), numbers, axis=-1)
+    missing = -channels % block
+    padding = [[0, 0]] * (len(scores.shape) - 1) + [[0, missing]]
+    shape = tf.concat([tf.shape(scores)[:-1], [-1, block]], axis=0)
+    sums = tf.reduce_sum(tf.reshape(tf.pad(scores, padding), shape), axis=-1)
+    sizes = np.full(-(-channels // block), block, np.float32)
+    sizes[-1] -= missing
+    return sums / sizes
 
 
-def kept(ratio, channels: int):
-    """Returns how many channels a ratio keeps: rounded, one at least."""
+def spread(mask, channels: int, block: int):
+    """Returns a mask of channels from one of blocks, `(..., blocks)`."""
+    if block == 1:
+        return mask
+    return tf.gather(mask, np.arange(channels) // block, axis=-1)
+
+
+def kept(ratio, channels: int, limit: int | None = None):
+    """Returns how many channels a ratio keeps: rounded, one at least.
+
+    Args:
+        ratio: float tensor.
+        channels: int: what the ratio is of.
+        limit: int: how many there are to keep, by default `channels`.
+    """
     count = tf.cast(tf.round(ratio * channels), "int32")
-    return tf.clip_by_value(count, 1, channels)
+    return tf.clip_by_value(count, 1, limit or channels)
 
 
 def traded_off(runtime_scores, static_scores, runtime_keep, static_keep, runtime_ratio):

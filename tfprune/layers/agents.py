@@ -3,15 +3,13 @@
 import abc
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers, ops
-
-from tfprune.runtime.ppo import Rollout, log_probability
 
 _UNITS = 128
 # A standard deviation of 0.018: ratios move little from what the mean says.
 _LOG_DEVIATION = -4.0
+_CELLS = {"rnn": layers.SimpleRNNCell, "lstm": layers.LSTMCell, "none": None}
 
 
 class Walker(keras.layers.Layer):
@@ -22,23 +20,25 @@ class Walker(keras.layers.Layer):
 
     Args:
         state_sizes: list of ints: how many numbers the state of each layer has.
-        cell: `"rnn"`, for states of images, or `"lstm"`, for states that are the same
-            for all, which one encoder reads.
+        cell: `"rnn"`, for states of images, `"lstm"`, for states that are the same for
+            all, which one encoder reads, or `"none"`, for a single layer.
         extra: int: how many numbers the cell reads beside the code.
     """
 
     def __init__(self, state_sizes, cell="rnn", extra=0, **kwargs):
         super().__init__(**kwargs)
-        if cell not in ("rnn", "lstm"):
-            raise ValueError(f'`cell` must be "rnn" or "lstm". Received: cell={cell!r}')
+        if cell not in _CELLS:
+            raise ValueError(
+                f"`cell` must be one of {list(_CELLS)}. Received: cell={cell!r}"
+            )
         self.state_sizes, self.cell_type = list(state_sizes), cell
         encoders = [layers.Dense(_UNITS, "relu") for _ in self.state_sizes]
-        self.encoders = encoders if cell == "rnn" else encoders[:1]
-        cells = {"rnn": layers.SimpleRNNCell, "lstm": layers.LSTMCell}
-        self.cell = cells[cell](_UNITS)
+        self.encoders = encoders[:1] if cell == "lstm" else encoders
+        self.cell = _CELLS[cell] and _CELLS[cell](_UNITS)
         for encoder, size in zip(self.encoders, self.state_sizes, strict=False):
             encoder.build((None, size))
-        self.cell.build((None, _UNITS + extra))
+        if self.cell is not None:
+            self.cell.build((None, _UNITS + extra))
         self.extra = extra
         self.compiled = tf.function(self.call, reduce_retracing=True)
 
@@ -46,13 +46,22 @@ class Walker(keras.layers.Layer):
     def heads(self, output) -> tuple:
         """Returns what is said at a layer, given the cell's output there."""
 
+    @abc.abstractmethod
+    def act(self, heads, generator=None) -> tuple:
+        """Returns `(actions, ratios)` of what the heads say.
+
+        Args:
+            heads: what they say, for each sample.
+            generator: `tf.random.Generator` to explore with; None for the best.
+        """
+
     def read(self, code):
         """Returns what the cell reads of an encoder's code."""
         return code
 
     def begin(self, samples):
         """Returns the cell's state before the first layer."""
-        count = 2 if self.cell_type == "lstm" else 1
+        count = {"rnn": 1, "lstm": 2, "none": 0}[self.cell_type]
         return [ops.zeros((samples, _UNITS)) for _ in range(count)]
 
     def step(self, number: int, state, hidden):
@@ -64,7 +73,9 @@ class Walker(keras.layers.Layer):
             hidden: what the last step returned, or `begin`.
         """
         encoder = self.encoders[number if len(self.encoders) > 1 else 0]
-        output, hidden = self.cell(self.read(encoder(state)), hidden)
+        output = self.read(encoder(state))
+        if self.cell is not None:
+            output, hidden = self.cell(output, hidden)
         return self.heads(output), hidden
 
     def call(self, states):
@@ -81,10 +92,15 @@ class Walker(keras.layers.Layer):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of a walk for one image that says one number a layer."""
-        gates = 4 if self.cell_type == "lstm" else 1
-        cell = gates * _UNITS * (2 * _UNITS + self.extra)
-        return sum(size * _UNITS + cell + _UNITS for size in self.state_sizes)
+        """Multiply-accumulates of a walk for one image."""
+        return sum(size * _UNITS + self.macs_of_cell for size in self.state_sizes)
+
+    @property
+    def macs_of_cell(self) -> int:
+        """Multiply-accumulates of a step behind the encoder, to what is then done."""
+        gates = {"rnn": 1, "lstm": 4, "none": 0}[self.cell_type]
+        outputs = getattr(self, "groups", 1)
+        return _UNITS * (gates * (2 * _UNITS + self.extra) + outputs)
 
     def get_config(self):
         return {
@@ -113,6 +129,7 @@ class Agent(Walker):
     """
 
     def __init__(self, state_sizes, budget, cell="rnn", limits=(0.1, 1.0), **kwargs):
+        # Without a cell, what the encoder says goes to the heads as it is.
         super().__init__(state_sizes, cell, extra=int(cell == "rnn"), **kwargs)
         self.budget, self.limits = float(budget), tuple(limits)
         small = keras.initializers.VarianceScaling(0.04, "fan_avg", "uniform")
@@ -134,6 +151,13 @@ class Agent(Walker):
         mean = self.mean(output)[:, 0] + self.budget
         return mean, self.log_deviation(output)[:, 0], self.value(output)[:, 0]
 
+    def act(self, heads, generator=None):
+        actions, log_deviations, _ = heads
+        if generator is not None:
+            noise = generator.normal(ops.shape(actions))
+            actions = actions + ops.exp(log_deviations) * noise
+        return actions, self.clipped(actions)
+
     def clipped(self, actions):
         """Returns the ratios that are carried out."""
         return ops.clip(actions, *self.limits)
@@ -151,12 +175,17 @@ class GroupAgent(Walker):
         state_sizes: list of ints: how many numbers the state of each layer has.
         groups: int: groups of each layer. The last action computes all of it.
 
+    Attributes:
+        exploration: float: the share of choices that are drawn at random when it
+            explores.
+
     Source: Lin et al., "Runtime neural pruning", 2017.
     """
 
     def __init__(self, state_sizes, groups=4, cell="rnn", **kwargs):
         super().__init__(state_sizes, cell, **kwargs)
         self.groups = groups
+        self.exploration = 0.1
         self.worth = layers.Dense(groups)
         self.worth.build((None, _UNITS))
         self.built = True
@@ -164,23 +193,15 @@ class GroupAgent(Walker):
     def heads(self, output):
         return (self.worth(output),)
 
+    def act(self, heads, generator=None):
+        (worth,) = heads
+        actions = ops.argmax(worth, axis=-1)
+        if generator is not None:
+            shape = ops.shape(actions)
+            drawn = generator.uniform(shape, maxval=self.groups, dtype="int32")
+            explores = generator.uniform(shape) < self.exploration
+            actions = ops.where(explores, drawn, ops.cast(actions, "int32"))
+        return actions, (ops.cast(actions, "float32") + 1) / self.groups
+
     def get_config(self):
         return {**super().get_config(), "groups": self.groups}
-
-
-def act(agent: Agent, states, generator=None) -> Rollout:
-    """Returns a `Rollout`: what an agent does in states that are known beforehand.
-
-    Args:
-        agent: the `Agent`.
-        states: list with a float array of shape `(samples, size)` per layer.
-        generator: `tf.random.Generator` that draws the actions; None takes the means.
-    """
-    states = [np.asarray(state, np.float32) for state in states]
-    means, log_deviations, values = agent.compiled(list(map(tf.constant, states)))
-    actions = means
-    if generator is not None:
-        noise = generator.normal(means.shape)
-        actions = means + tf.exp(log_deviations) * noise
-    logs = log_probability(actions, means, log_deviations)
-    return Rollout(states, actions.numpy(), logs.numpy(), values.numpy())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfprune.runtime.masks import (
+from tfprune.layers.runtime_masks import (
     deployed_ratios,
     kept,
     top_blocks,

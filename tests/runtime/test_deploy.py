@@ -1,0 +1,210 @@
+"""Deployed models compute what masked ones do, and nothing that is closed."""
+
+import gated
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from checker import randomize
+from gated import KINDS, gates_in, images, small_network
+
+import tfprune
+from tfprune.layers import RuntimeGate
+from tfprune.layers.narrow import Narrow
+from tfprune.layers.runtime_conv import Buckets, RuntimeConv2D, Widen
+from tfprune.runtime import deploy
+
+
+def one_by_one(model, x):
+    return np.concatenate([model(x[i : i + 1], training=False) for i in range(len(x))])
+
+
+def assert_same(received, expected):
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(received, expected, atol=2e-5 * scale)
+
+
+def network(kind, **options):
+    arguments, mode = KINDS[kind]
+    return gated.gated(randomize(small_network(**options)), **arguments), mode
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_deployed_is_masked(kind):
+    model, mode = network(kind)
+    x = images()
+    expected = model(x, training=False).numpy()
+    assert expected.std(axis=0).max() > 0
+    fast = deploy(model, mode, min_places=0, max_keep=1.0)
+    assert not gates_in(fast)
+    assert_same(one_by_one(fast, x), expected)
+    # Small maps and high ratios stay dense, and are masked.
+    guarded = deploy(model, mode, min_places=100)
+    assert_same(one_by_one(guarded, x), expected)
+    np.testing.assert_array_equal(model(x, training=False), expected)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "both", "first", "widths"])
+def test_stored_and_exported(kind, tmp_path):
+    model, mode = network(kind, residual=True)
+    x = images()
+    expected = model(x, training=False).numpy()
+    fast = deploy(model, mode, min_places=0)
+    fast.save(tmp_path / "fast.keras")
+    loaded = keras.saving.load_model(tmp_path / "fast.keras")
+    assert_same(one_by_one(loaded, x), expected)
+    tfprune.export(fast, tmp_path / "fast")
+    artefact = tf.saved_model.load(tmp_path / "fast")
+    served = [artefact.serve(x[i : i + 1]) for i in range(len(x))]
+    assert_same(np.concatenate(served), expected)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must be one image"):
+        artefact.serve(x)
+
+
+@pytest.mark.parametrize("kind", ["agent", "groups", "widths"])
+def test_batches(kind, tmp_path):
+    model, mode = network(kind)
+    x = images()
+    expected = model(x, training=False).numpy()
+    with pytest.raises(ValueError, match="must be one image"):
+        deploy(model, mode)(x)
+    fast = deploy(model, mode, batches=True, min_places=0)
+    assert_same(fast(x, training=False), expected)
+    assert_same(fast.predict(x, batch_size=3, verbose=0), expected)
+    tfprune.export(fast, tmp_path / "fast")
+    artefact = tf.saved_model.load(tmp_path / "fast")
+    assert_same(artefact.serve(x), expected)
+
+
+def test_convolutions_are_as_narrow_as_the_image_needs():
+    model, _ = network("agent")
+    fast = deploy(model, "block", min_places=0).layers[-1].layer
+    convs = [each for each in fast.layers if isinstance(each, RuntimeConv2D)]
+    inner = keras.Model(fast.input, [conv.output[0] for conv in convs])
+    widths = [
+        [int(y.shape[-1]) for y in inner(x[None], training=False)] for x in images(8)
+    ]
+    policy = gates_in(model)[0].policy
+    with policy.recording() as recorder:
+        model(images(8), training=False)
+    for number, gate in enumerate(gates_in(model)):
+        blocks = gate.count(recorder.decisions[number]["ratios"]).numpy()
+        assert [each[number] for each in widths] == (blocks * 4).tolist()
+    assert len(np.unique(widths, axis=0)) > 1
+
+
+def test_narrow_maps_pass_poolings_and_activations():
+    model, _ = network("blocks")
+    fast = deploy(model, "block", min_places=0).layers[-1].layer
+    # One, before the first layer that knows all channels.
+    assert sum(isinstance(each, Widen) for each in fast.layers) == 1
+
+
+def test_an_activation_that_is_not_zero_at_zero_gets_the_whole_map():
+    x = inputs = keras.layers.Input((8, 8, 3))
+    for _ in range(2):
+        x = keras.layers.Conv2D(8, 3)(x)
+        x = keras.layers.Activation("sigmoid")(x)
+    base = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+    model = gated.gated(randomize(base), agent=None, keep_ratio=0.5)
+    x = images(3, (8, 8, 3))
+    assert_same(one_by_one(deploy(model, min_places=0), x), model(x).numpy())
+
+
+def test_layers_that_are_not_gated_read_narrow_maps():
+    base = randomize(small_network(residual=True))
+    model = gated.gated(base, agent=None, keep_ratio=0.5, layers="inner")
+    fast = deploy(model, min_places=0).layers[-1].layer
+    assert fast.get_layer("last").reads == Narrow(9, 1)
+    assert not any(isinstance(each, Widen) for each in fast.layers)
+    x = images()
+    assert_same(one_by_one(fast, x), model(x, training=False).numpy())
+
+
+def test_the_cost_guard():
+    model, _ = network("blocks")
+
+    def narrow(**limits):
+        fast = deploy(model, "block", **limits).layers[-1].layer
+        convs = [each for each in fast.layers if isinstance(each, RuntimeConv2D)]
+        return [conv.makes is not None for conv in convs]
+
+    assert narrow(min_places=0) == [True] * 3
+    assert narrow(min_places=37) == [True, True, False]
+    assert narrow(min_places=0, max_keep=0.4) == [False] * 3
+
+
+def test_one_of_the_models_in_buckets_runs():
+    model, mode = network("widths")
+    buckets = deploy(model, mode).layers[-1].layer.get_layer("buckets")
+    assert isinstance(buckets, Buckets) and len(buckets.models) == 4
+    params = [each.count_params() for each in buckets.models]
+    assert params == sorted(params) and params[0] < 0.5 * params[-1]
+
+
+def test_buckets_of_a_network_that_goes_past_its_first_gate():
+    inputs = keras.layers.Input((12, 12, 3))
+    x = keras.layers.Conv2D(8, 3, padding="same")(inputs)
+    x = keras.layers.Conv2D(3, 3, padding="same")(keras.layers.ReLU()(x))
+    x = keras.layers.Flatten()(keras.layers.Add()([x, inputs]))
+    base = randomize(keras.Model(inputs, keras.layers.Dense(4)(x)))
+    model = gated.gated(base, **KINDS["widths"][0])
+    x = images()
+    assert_same(one_by_one(deploy(model, "bucket"), x), model(x).numpy())
+
+
+def test_what_is_stored_is_compacted_first():
+    model, _ = network("both")
+    gated.store_some(model)
+    x = images()
+    expected = model(x, training=False).numpy()
+    fast = deploy(model, min_places=0)
+    assert fast.count_params() < deploy(network("both")[0]).count_params()
+    assert_same(one_by_one(fast, x), expected)
+
+
+def test_litert(tmp_path):
+    for kind in ("widths", "blocks"):
+        model, mode = network(kind)
+        fast = deploy(model, mode, min_places=0)
+        tfprune.export(fast, tmp_path / f"{kind}.tflite", format="litert")
+    model, mode = network("agent")
+    with pytest.raises(ValueError, match="LiteRT has no convolution"):
+        path = tmp_path / "no.tflite"
+        tfprune.export(deploy(model, mode), path, format="litert")
+    assert not path.exists()
+
+
+def test_bad_arguments():
+    model, _ = network("blocks")
+    with pytest.raises(ValueError, match="`mode` must be one of"):
+        deploy(model, "fast")
+    with pytest.raises(ValueError, match="no runtime gates"):
+        deploy(small_network())
+    with pytest.raises(ValueError, match="selection='prefix'"):
+        deploy(model, "prefix")
+    with pytest.raises(ValueError, match="one choice for each image"):
+        deploy(network("first")[0], "bucket")
+    unsettled = tfprune.prune_wrap(
+        small_network(), RuntimeGate, keep_ratio=0.5, runtime_ratio=0.5
+    )
+    with pytest.raises(ValueError, match="not settled"):
+        deploy(unsettled)
+
+
+@pytest.mark.parametrize(("channels", "block"), [(10, 4), (8, 4), (5, 0)])
+def test_whole_maps_of_narrow_ones(channels, block):
+    places = () if block else (3, 0, 4, 1, 2)
+    narrow = Narrow(channels, block, places)
+    whole = np.arange(1.0, 2 * 3 * channels + 1).reshape(1, 2, 3, channels)
+    laid_out = narrow.sorted(whole, -1)
+    if block:
+        chosen, numbers = laid_out[..., [1, 0], :], tf.constant([1, 0])
+        keep = np.arange(channels) < 2 * block
+    else:
+        chosen, numbers = laid_out[..., :2], None
+        keep = np.array(places) < 2
+    chosen = chosen.reshape(1, 2, 3, -1)
+    np.testing.assert_array_equal(narrow.whole(chosen, numbers), whole * keep)
+    pooled = narrow.whole(chosen[:, 0, 0], numbers)
+    np.testing.assert_array_equal(pooled, (whole * keep)[:, 0, 0])

@@ -1,0 +1,78 @@
+"""The rule of runtime gates: predictions that read channels, and agents that do."""
+
+import functools
+
+import numpy as np
+
+from tfprune.graph.registry import register_rule
+from tfprune.graph.trace import Binding, Call, Tensor
+from tfprune.layers import RuntimeGate
+
+
+@register_rule(RuntimeGate)
+def runtime_gate(call: Call, x: Tensor, source: Tensor, hidden: Tensor | None = None):
+    gate, labels = call.operation, x.labels[-1]
+    if gate.selection == "top":
+        call.read(gate.phi, 0, source, -1)
+        call.bind(gate.phi, 1, labels)
+        call.count_macs(gate.phi, ())
+    for name in ("stored", "rho", "beta", "order", "trait", "features"):
+        variable = getattr(gate, name, None)
+        if variable is not None:
+            call.bind(variable, 0, labels)
+    if gate.selection == "top":
+        _tie_blocks(call, labels, gate.block)
+    if gate.policy is not None:
+        _bind_agent(call, gate, labels, source)
+    call.constants = functools.partial(_closed, gate)
+    return [Tensor(call.outputs[0].shape, x.labels), *call.outputs[1:]]
+
+
+def _tie_blocks(call: Call, labels, block: int) -> None:
+    """Channels of a block stay or go together, so that blocks remain what they are."""
+    if labels is not None and block > 1:
+        first = np.arange(len(labels)) // block * block
+        call.tie(labels, labels[first])
+
+
+def _bind_agent(call: Call, gate, labels, source: Tensor) -> None:
+    """What an agent reads of a layer follows the layer's width."""
+    agent, per_network = gate.policy.agent, gate.policy.per_network
+    if agent is None or (per_network and gate.number):
+        return
+    parts = (
+        [source.labels[-1], labels] if gate.selection == "top" else [source.labels[-1]]
+    )
+    sizes = [source.shape[-1], gate.channels]
+    read = [
+        _kept_labels(call, size) if part is None else part
+        for part, size in zip(parts, sizes, strict=False)
+    ]
+    kernel = agent.encoders[gate.number].kernel
+    call.trace.bind(Binding(call.path, kernel, 0, np.concatenate(read), read=True))
+    call.count_macs(kernel, ())
+    call.count_product([(agent.macs_of_cell, None)])
+    call.settings = functools.partial(_settings, call, gate)
+
+
+def _kept_labels(call: Call, size: int):
+    labels = call.new_labels(size)
+    call.lock(labels, f"read by the agent of {call.path!r} and never pruned")
+    return labels
+
+
+def _settings(call: Call, gate, kept) -> dict:
+    """The policy is one for all gates, so each says of it what all do."""
+    sizes = []
+    for encoder in gate.policy.agent.encoders:
+        labels = call.trace.labels_of(encoder.kernel, 0)
+        sizes.append(int(kept(labels).sum()))
+    policy = gate.get_config()["policy"]
+    config = {**policy["config"], "state_sizes": sizes}
+    return {"policy": {**policy, "config": config}}
+
+
+def _closed(gate, *known):
+    """Zero where nothing is stored, whatever comes in."""
+    stored = gate.stored.numpy()
+    return np.where(stored, np.nan, 0.0)

@@ -1,0 +1,191 @@
+"""RuntimePolicy: what the runtime gates of a model decide together."""
+
+import contextlib
+from dataclasses import dataclass, field
+
+import keras
+import tensorflow as tf
+from keras import layers, ops
+
+from tfprune.layers.agents import Agent, GroupAgent
+
+_AGENTS = ("gaussian", "groups")
+
+
+@dataclass
+class Recorder:
+    """What is decided while a policy records, gate after gate."""
+
+    generator: object = None
+    decisions: list = field(default_factory=list)
+
+
+@keras.saving.register_keras_serializable("tfprune")
+class RuntimePolicy(keras.layers.Layer):
+    """Says how many channels stay, for each image, at each gate or at all of them.
+
+    Gates of one model share one policy, also after saving and loading. Its agents are
+    not trained by `fit`: `tfprune.callbacks.PolicyTraining` does that between epochs.
+
+    Args:
+        state_sizes: list of ints: how many numbers the state of each gate has.
+        widths: list of floats: what the static agent is told of each gate.
+        keep_ratio: float in (0, 1]. Ratio of channels to begin with.
+        runtime_ratio: float in [0, 1]. How much of the pruning depends on the image: 1
+            for all of it, without a static agent.
+        agent: `"gaussian"`, which says a ratio, or `"groups"`, which says how many of
+            `groups` groups of channels are computed.
+        per_network: whether there is one decision for each image, at the first gate.
+        groups: int.
+
+    Source: Chen et al., "Storage efficient and dynamic flexible runtime channel pruning
+    via deep reinforcement learning", 2020, author response; Lin et al., "Runtime neural
+    pruning", 2017, for groups.
+    """
+
+    def __init__(
+        self,
+        state_sizes,
+        widths,
+        keep_ratio,
+        runtime_ratio=1.0,
+        agent="gaussian",
+        per_network=False,
+        groups=4,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if agent not in _AGENTS:
+            raise ValueError(f"`agent` must be one of {_AGENTS}. Received: {agent!r}")
+        if runtime_ratio < 1 and (per_network or agent == "groups"):
+            raise ValueError(
+                "A static agent goes with one Gaussian decision for each layer. "
+                f"Received: runtime_ratio={runtime_ratio}, agent={agent!r}, "
+                f"per_network={per_network}. Use runtime_ratio=1."
+            )
+        self._settings = {
+            "state_sizes": list(state_sizes),
+            "widths": list(widths),
+            "keep_ratio": keep_ratio,
+            "runtime_ratio": runtime_ratio,
+            "agent": agent,
+            "per_network": per_network,
+            "groups": groups,
+        }
+        self.agent_type, self.groups = agent, groups
+        self.widths, self.per_network = list(widths), per_network
+        self.keep_ratio, self.runtime_ratio = keep_ratio, float(runtime_ratio)
+        self.agent = self.static_agent = self.importance = None
+        cell = "none" if per_network else "rnn"
+        if agent == "groups":
+            self.agent = GroupAgent(state_sizes, groups, cell, name="agent")
+        elif runtime_ratio > 0:
+            self.agent = Agent(state_sizes, keep_ratio, cell, name="agent")
+        if runtime_ratio < 1:
+            ones = [1] * len(widths)
+            self.static_agent = Agent(ones, keep_ratio, "lstm", name="static_agent")
+            self._build_importance()
+        for each in self.agents:
+            each.trainable = False
+        # Whether what is stored is chosen for good, and no longer image by image.
+        self.settled = self.add_weight(
+            name="settled",
+            shape=(),
+            dtype="bool",
+            initializer="zeros",
+            trainable=False,
+            autocast=False,
+        )
+        self._recorder = Recorder()
+        self._is_recording = False
+        self.built = True
+
+    def _build_importance(self):
+        # Every channel scores one at first, so that outputs are what they were.
+        last = layers.Dense(1, kernel_initializer="zeros", bias_initializer="ones")
+        hidden = layers.Dense(100, "selu")
+        self.importance = keras.Sequential([layers.Input((4,)), hidden, last])
+
+    @property
+    def agents(self) -> list:
+        """The agents there are: of images, and the static one."""
+        return [each for each in (self.agent, self.static_agent) if each is not None]
+
+    @property
+    def hidden_size(self) -> int:
+        """How many numbers of each image go from gate to gate."""
+        return int(self.begin(1).shape[-1])
+
+    def begin(self, samples):
+        """Returns what the first gate is given."""
+        if self.per_network:
+            return ops.ones((samples, 1))
+        hidden = [each for agent in self.agents for each in agent.begin(samples)]
+        return ops.concatenate(hidden, axis=-1)
+
+    def decide(self, number: int, state, hidden) -> tuple:
+        """Returns the ratios that stay at a gate, and what the next gate is given.
+
+        Args:
+            number: int: which gate.
+            state: float32 tensor of shape `(samples, state_sizes[number])`.
+            hidden: what the gate before returned, or `begin`.
+
+        Returns:
+            `(ratios of images, ratios of the layer, hidden)`, the ratios of shape
+            `(samples,)`.
+        """
+        if self.per_network and number:
+            return hidden[:, 0], ops.ones_like(hidden[:, 0]), hidden
+        parts = self._parts(hidden)
+        decision = {"number": number, "state": state}
+        ratios = []
+        for agent, part in zip((self.agent, self.static_agent), parts, strict=True):
+            if agent is None:
+                ratios.append(ops.ones_like(state[:, 0]))
+                continue
+            if agent is self.static_agent:
+                state = ops.full_like(state[:, :1], self.widths[number])
+                decision["static_state"] = state
+            heads, part[:] = agent.step(number, state, part)
+            kind = "actions" if agent is self.agent else "static_actions"
+            decision[kind], ratio = agent.act(heads, self._generator)
+            ratios.append(ratio)
+        decision["ratios"], decision["static_ratios"] = ratios
+        if self._is_recording:
+            self._recorder.decisions.append(decision)
+        if self.per_network:
+            return *ratios, ratios[0][:, None]
+        return *ratios, ops.concatenate([x for part in parts for x in part], axis=-1)
+
+    def _parts(self, hidden) -> list:
+        """Returns what each agent's cell remembers, as lists of tensors."""
+        if self.per_network:
+            return [[], []]
+        counts = [len(agent.begin(1)) for agent in self.agents]
+        tensors = tf.split(hidden, sum(counts), axis=-1)
+        own = len(self.agent.begin(1)) if self.agent is not None else 0
+        return [tensors[:own], tensors[own:]]
+
+    @property
+    def _generator(self):
+        return self._recorder.generator if self._is_recording else None
+
+    @contextlib.contextmanager
+    def recording(self, generator=None):
+        """Lets agents explore, and yields a `Recorder` of what is decided.
+
+        In a `tf.function` that is traced inside, decisions are tensors to return.
+
+        Args:
+            generator: `tf.random.Generator`; None for what the agents hold best.
+        """
+        self._recorder = Recorder(generator)
+        self._is_recording = True
+        try:
+            yield self._recorder
+        finally:
+            self._is_recording = False
+
+    def get_config(self):
+        return {**super().get_config(), **self._settings}

@@ -1,0 +1,301 @@
+"""Deployed models: what runtime gates close is not computed."""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import layers
+
+from tfprune.graph.flows import is_elementwise, keeps_zero
+from tfprune.graph.nodes import (
+    as_functional,
+    fill_in,
+    input_structure,
+    nodes_in_order,
+    output_structure,
+    tree,
+)
+from tfprune.layers import RuntimeGate
+from tfprune.layers.narrow import Narrow
+from tfprune.layers.runtime_choice import RuntimeChoice
+from tfprune.layers.runtime_conv import (
+    OF_CONVOLUTIONS,
+    EachImage,
+    OneImage,
+    RuntimeConv2D,
+    Widen,
+)
+from tfprune.runtime.buckets import bucketed
+from tfprune.surgery.compact import compact
+from tfprune.surgery.rebuild import copy_model, copy_operation_like, copy_state
+from tfprune.surgery.rewrites import faster
+
+_MODES = ("mask", "block", "prefix", "bucket")
+# Smaller maps, and higher ratios, do not win back what choosing weights costs.
+MIN_PLACES, MAX_KEEP = 49, 0.8
+_PASSING = (
+    layers.AveragePooling2D,
+    layers.MaxPooling2D,
+    layers.GlobalAveragePooling2D,
+    layers.GlobalMaxPooling2D,
+    layers.ZeroPadding2D,
+    layers.Dropout,
+    layers.SpatialDropout2D,
+    layers.Identity,
+)
+
+
+def deploy(
+    model: keras.Model,
+    mode: str = "block",
+    batches: bool = False,
+    min_places: int = MIN_PLACES,
+    max_keep: float = MAX_KEEP,
+) -> keras.Model:
+    """Returns a model for inference that skips what its runtime gates close.
+
+    It computes what the model with gates computes, image by image. What is pruned for
+    all images is compacted first, and normalizations move into convolutions.
+
+    Args:
+        model: model with `RuntimeGate`s, trained; not changed.
+        mode: how work is skipped.
+
+            - `"block"` gathers the weights of the chosen blocks of channels, for gates
+              with `selection="top"`; `block=16` suits it.
+            - `"prefix"` slices the first channels, for gates with
+              `selection="prefix"`.
+            - `"bucket"` holds a narrow model for every choice there is and runs one,
+              for a policy with `per_network=True, agent="groups"`.
+            - `"mask"` computes everything, and saves nothing.
+        batches: whether batches of several images are run, one image after the other.
+            Otherwise a batch must be one image. Defaults to False.
+        min_places: int. Layers with smaller maps compute all channels, which is quicker
+            there, and mask them.
+        max_keep: float. So do layers that keep more than this.
+
+    Returns:
+        A new model, uncompiled, not to be trained.
+
+    Raises:
+        ValueError: if there are no gates, or they are not of the kind that the mode
+            needs.
+
+    Example:
+
+    ```python
+    fast = tfprune.runtime.deploy(tfprune.compact(model), mode="block")
+    tfprune.export(fast, "fast")
+    ```
+    """
+    gates = gates_of(model)
+    _check(model, gates, mode)
+    plain = faster(compact(model), small_maps=False)
+    if mode == "mask":
+        return plain
+    if mode == "bucket":
+        new = bucketed(plain)
+    else:
+        new = _Deployment(plain, mode, min_places, max_keep).model
+    return _for_images(new, batches)
+
+
+def gates_of(model) -> list[RuntimeGate]:
+    """Returns the runtime gates of a model, in the order in which they decide."""
+    return [each for each in model.layers if isinstance(each, RuntimeGate)]
+
+
+def _check(model, gates, mode) -> None:
+    if mode not in _MODES:
+        raise ValueError(f"`mode` must be one of {_MODES}. Received: mode={mode!r}")
+    if not gates:
+        raise ValueError(
+            f"Model {model.name!r} has no runtime gates. Wrap it first: "
+            "`tfprune.prune_wrap(model, tfprune.layers.RuntimeGate, keep_ratio=0.5)`."
+        )
+    gate = gates[0]
+    if gate.has_static_part and not bool(gate.policy.settled.numpy()):
+        raise ValueError(
+            "What is stored changes from image to image yet: the static part is not "
+            "settled. Train with `tfprune.callbacks.PolicyTraining`, which settles it."
+        )
+    needs = {"block": "top", "prefix": "prefix", "bucket": "prefix"}
+    if gate.selection != needs.get(mode, gate.selection):
+        raise ValueError(
+            f"mode={mode!r} needs gates with selection={needs[mode]!r}. Received: "
+            f"selection={gate.selection!r}"
+        )
+    if mode == "bucket":
+        policy = gate.policy
+        if policy is None or not policy.per_network or policy.agent_type != "groups":
+            raise ValueError(
+                'mode="bucket" needs one choice for each image: gates with '
+                'per_network=True and agent="groups".'
+            )
+
+
+def _for_images(model, batches: bool):
+    """Returns a model that takes a batch, or that refuses one of several images."""
+    inputs = _new_inputs(as_functional(model), None if batches else 1)
+    layer = EachImage(model) if batches else OneImage(model)
+    return keras.Model(inputs, layer(inputs), name=model.name)
+
+
+def _new_inputs(functional, images=None):
+    """Returns new inputs in the structure of those of a model."""
+    return tree.map_structure(
+        lambda x: keras.Input(x.shape[1:], images, x.dtype, name=x.name),
+        input_structure(functional),
+    )
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What stands for a tensor of the old model: a map, whole or narrow."""
+
+    tensor: object
+    narrow: Narrow | None = None
+    numbers: object = None
+
+    @property
+    def arguments(self) -> tuple:
+        return (self.tensor, self.numbers)
+
+
+class _Deployment:
+    """One walk over a model with gates, in which a new one is made."""
+
+    def __init__(self, model, mode: str, min_places: int, max_keep: float):
+        self._mode, self._limits = mode, (min_places, max_keep)
+        self._widened, self._copies = {}, {}
+        self._hidden = None
+        functional = as_functional(model)
+        self._makers, self._absorbed = _makers(functional)
+        inputs = _new_inputs(functional)
+        pairs = zip(functional.inputs, tree.flatten(inputs), strict=True)
+        self._values = {id(old): _Value(new) for old, new in pairs}
+        for node in nodes_in_order(functional):
+            self._visit(node)
+        outputs = tree.map_structure(self._whole, output_structure(functional))
+        self.model = keras.Model(inputs, outputs, name=model.name)
+
+    def _visit(self, node) -> None:
+        operation = node.operation
+        if id(node) in self._absorbed:
+            return
+        if isinstance(operation, RuntimeGate):
+            self._gated(node)
+            return
+        value = self._values.get(id(node.input_tensors[0]))
+        is_narrow = len(node.input_tensors) == 1 and value.narrow is not None
+        if is_narrow and type(operation) is layers.Conv2D and operation.groups == 1:
+            conv = self._convolution(operation, value)
+            self._values[id(node.outputs[0])] = _Value(conv(*value.arguments))
+        elif is_narrow and _passes(operation):
+            tensor = self._copy(operation)(value.tensor)
+            self._values[id(node.outputs[0])] = _Value(
+                tensor, value.narrow, value.numbers
+            )
+        else:
+            self._as_it_was(node)
+
+    def _as_it_was(self, node) -> None:
+        tensors = {id(x): self._whole(x) for x in node.input_tensors}
+        args, kwargs = fill_in(node, tensors)
+        outputs = self._copy(node.operation)(*args, **kwargs)
+        for old, new in zip(node.outputs, tree.flatten(outputs), strict=True):
+            self._values[id(old)] = _Value(new)
+
+    def _whole(self, old):
+        """Returns the whole map for a tensor of the old model."""
+        value = self._values[id(old)]
+        if value.narrow is None:
+            return value.tensor
+        if id(old) not in self._widened:
+            self._widened[id(old)] = Widen(value.narrow)(*value.arguments)
+        return self._widened[id(old)]
+
+    def _copy(self, operation):
+        if id(operation) not in self._copies:
+            is_model = isinstance(operation, keras.Model)
+            twin = copy_model(operation) if is_model else copy_operation_like(operation)
+            self._copies[id(operation)] = twin
+            if not is_model and getattr(operation, "variables", ()):
+                twin.build_from_config(operation.get_build_config())
+                copy_state(operation, twin)
+        return self._copies[id(operation)]
+
+    def _gated(self, node) -> None:
+        gate, maker = node.operation, self._makers[id(node)]
+        value = self._values[id(maker.input_tensors[0])]
+        places = int(np.prod(node.input_tensors[0].shape[1:-1]))
+        made, source = node.input_tensors[:2]
+        conv = self._convolution(
+            maker.operation, value, gate, places, looks_back=made is source
+        )
+        arguments = list(value.arguments)
+        is_told = conv.choice.hidden_size > 0
+        if is_told and self._hidden is not None:
+            arguments.append(self._hidden)
+        outputs = [*tree.flatten(conv(*arguments))]
+        if is_told:
+            self._hidden = outputs.pop()
+        self._values[id(node.outputs[0])] = _Value(outputs[0], conv.makes, *outputs[1:])
+
+    def _convolution(self, old, value: _Value, gate=None, places=0, looks_back=False):
+        """Returns the new convolution, with the weights of the old one."""
+        settings = {"reads": value.narrow}
+        vectors = [np.zeros(old.filters) if old.bias is None else old.bias.numpy()]
+        if gate is not None:
+            settings.update(choice=RuntimeChoice.of(gate), block=gate.block)
+            settings["makes"] = self._made(old, gate, places)
+            settings["looks_back"] = looks_back
+            if not gate.predicts:
+                settings["places"] = gate.ranks().tolist()
+            else:
+                vectors.append(gate.beta.numpy())
+            if gate.has_static_part:
+                vectors.append(gate.static_scores().numpy())
+        conv = RuntimeConv2D(
+            *(getattr(old, name) for name in OF_CONVOLUTIONS),
+            old.kernel.shape[-2],
+            weighted=len(vectors) - 1,
+            name=old.name,
+            dtype=old.dtype_policy,
+            **settings,
+        )
+        conv.assign(old.kernel.numpy(), np.stack(vectors))
+        return conv
+
+    def _made(self, old, gate, places: int) -> Narrow | None:
+        """Returns what a convolution makes of its channels, None if it makes all."""
+        min_places, max_keep = self._limits
+        if places < min_places or gate.expected_keep > max_keep:
+            return None
+        if self._mode == "block":
+            return Narrow(old.filters, gate.block)
+        return Narrow(old.filters, 0, tuple(gate.ranks().tolist()))
+
+
+def _makers(functional) -> tuple[dict, set]:
+    """Returns the convolution before each gate, and all nodes that they replace."""
+    made_by = {id(x): node for node in nodes_in_order(functional) for x in node.outputs}
+    makers, absorbed = {}, set()
+    for node in nodes_in_order(functional):
+        if isinstance(node.operation, RuntimeGate):
+            maker = made_by[id(node.input_tensors[0])]
+            while not isinstance(maker.operation, layers.Conv2D):
+                absorbed.add(id(maker))
+                maker = made_by[id(maker.input_tensors[0])]
+            absorbed.add(id(maker))
+            makers[id(node)] = maker
+    return makers, absorbed
+
+
+def _passes(operation) -> bool:
+    """Whether an operation treats channels one by one and leaves zeros zero."""
+    if isinstance(operation, _PASSING):
+        return True
+    if getattr(operation, "variables", ()) or isinstance(operation, keras.Model):
+        return False
+    return is_elementwise(operation) and keeps_zero(operation)

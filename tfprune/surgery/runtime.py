@@ -1,0 +1,156 @@
+"""Runtime gates into a model."""
+
+import keras
+import numpy as np
+
+from tfprune.graph import Graph
+from tfprune.graph.runtime_places import runtime_places
+from tfprune.layers import RuntimeGate, RuntimePolicy
+from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+
+
+def wrap_runtime(
+    model,
+    layers=None,
+    keep_ratio=1.0,
+    runtime_ratio=1.0,
+    agent="gaussian",
+    per_network=False,
+    groups=4,
+    **arguments,
+) -> keras.Model:
+    """Returns a model with `RuntimeGate`s behind its convolutions.
+
+    Args:
+        model: Functional or Sequential model without gates; not changed.
+        layers: path patterns of convolutions. By default all whose channels are
+            theirs alone.
+        keep_ratio, runtime_ratio: of `RuntimeGate`.
+        agent, per_network, groups: of `RuntimePolicy`; without an agent every image
+            keeps `keep_ratio` of every layer.
+        **arguments: `block`, `selection` and `rectify` of `RuntimeGate`.
+
+    Raises:
+        ValueError: if there is no place for a gate, or arguments do not go together.
+    """
+    is_top = arguments.get("selection", "top") == "top"
+    graph = Graph(model)
+    patterns = [layers] if isinstance(layers, str) else layers
+    places, refused = runtime_places(graph, patterns)
+    if agent is not None and per_network and patterns is None and is_top:
+        # The first convolution reads the image, of which a mean says little.
+        places = places[1:]
+    if not places:
+        raise ValueError(
+            f"Model {model.name!r} has no convolutions that can be pruned at run time. "
+            f"Why: {refused}"
+        )
+    if agent is None and runtime_ratio < 1:
+        raise ValueError(
+            "Pruning that is in part static needs agents. Received: agent=None, "
+            f"runtime_ratio={runtime_ratio}. Use agent='gaussian' or runtime_ratio=1."
+        )
+    if runtime_ratio < 1 and not is_top:
+        raise ValueError(
+            "The first channels are the same for all images already. Received: "
+            f"selection='prefix', runtime_ratio={runtime_ratio}. Use runtime_ratio=1."
+        )
+    arguments.update(keep_ratio=keep_ratio, runtime_ratio=runtime_ratio)
+    if agent is not None:
+        settings = {"agent": agent, "per_network": per_network, "groups": groups}
+        arguments["policy"] = _policy(
+            places, is_top, keep_ratio, runtime_ratio, settings
+        )
+    return _Wrapping(graph, places, arguments).model
+
+
+def _policy(places, is_top, keep_ratio, runtime_ratio, settings):
+    read = np.array([place.convolution.inputs[0].shape[-1] for place in places])
+    made = np.array([place.convolution.outputs[0].shape[-1] for place in places])
+    sizes = read + made if is_top else read
+    if settings["per_network"]:
+        sizes = sizes[:1] if is_top else made[:1]
+    widths = (read + made) / (read + made).max()
+    return RuntimePolicy(
+        sizes.tolist(),
+        widths.tolist(),
+        keep_ratio,
+        runtime_ratio,
+        name="runtime_policy",
+        **settings,
+    )
+
+
+class _Wrapping:
+    """One run of the rebuilder that puts gates in."""
+
+    def __init__(self, graph: Graph, places: list, arguments: dict):
+        self._arguments = arguments
+        self._has_policy = arguments.get("policy") is not None
+        # Gates that multiply take the scale and shift of a normalization over.
+        self._takes_over = arguments.get("selection", "top") == "top"
+        self._places = {id(place.last.operation): place for place in places}
+        self._norms = {
+            id(place.normalization.operation)
+            for place in places
+            if place.normalization is not None and self._takes_over
+        }
+        self._gates: dict[int, RuntimeGate] = {}
+        self._hidden = None
+        rebuilder = Rebuilder(self._make, after=self._gated)
+        self.model = rebuilder.model(graph.model)
+        pairs = {id(old): (old, new) for old, new in rebuilder.pairs}
+        for old, new in rebuilder.pairs:
+            if id(old) not in self._norms:
+                copy_state(old, new)
+        for key, gate in self._gates.items():
+            if self._takes_over:
+                self._hand_over(self._places[key], gate, pairs)
+
+    def _make(self, operation, path):
+        plain = {"scale": False, "center": False}
+        return copy_operation_like(
+            operation, plain if id(operation) in self._norms else None
+        )
+
+    def _gated(self, node, outputs, tensors):
+        place = self._places.get(id(node.operation))
+        if place is None:
+            return outputs
+        maker = place.convolution.operation
+        number = len(self._gates)
+        gate = RuntimeGate(name=f"{maker.name}_gate", number=number, **self._arguments)
+        self._gates[id(node.operation)] = gate
+        source = tensors[id(place.convolution.node.input_tensors[0])]
+        policy = self._arguments.get("policy")
+        if number == 0 and policy and policy.per_network and not self._takes_over:
+            # The decision for all layers looks at what the first one makes.
+            source = outputs
+        if not self._has_policy:
+            return gate(outputs, source)
+        if self._hidden is None:
+            outputs, self._hidden = gate(outputs, source)
+        else:
+            outputs, self._hidden = gate(outputs, source, self._hidden)
+        return outputs
+
+    def _hand_over(self, place, gate, pairs) -> None:
+        """Gives a gate the scale and shift of the normalization; no output changes."""
+        if place.normalization is None:
+            return
+        old, norm = pairs[id(place.normalization.operation)]
+        maker = pairs[id(place.convolution.operation)][1]
+        signs = np.ones(gate.channels, "float32")
+        if old.gamma is not None:
+            gamma = old.gamma.numpy()
+            if maker.activation is keras.activations.linear:
+                # The channels that matter most are those with the largest scales.
+                signs = np.where(gamma < 0, -1, 1).astype("float32")
+            gate.rho.assign(gamma * signs)
+        if old.beta is not None:
+            gate.beta.assign(old.beta)
+        maker.kernel.assign(maker.kernel * signs)
+        if maker.bias is not None:
+            maker.bias.assign(maker.bias * signs)
+        norm.moving_mean.assign(old.moving_mean * signs)
+        norm.moving_variance.assign(old.moving_variance)
