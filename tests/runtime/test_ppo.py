@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfprune.layers.agents import Agent
 from tfprune.runtime.budgets import budget_reward
-from tfprune.runtime.ppo import PPO, act, advantages, log_probability
+from tfprune.runtime.ppo import PPO, act, advantages, log_probability, new_optimizer
 
 
 def test_advantages_of_a_reward_at_the_end():
@@ -91,7 +91,7 @@ def test_the_first_minibatch_changes_nothing_yet(states, cell):
     agent = agent_of(states, cell)
     rollout = rollout_of(agent, states)
     rewards = np.random.default_rng(1).normal(size=rollout.actions.shape)
-    learner = PPO(agent, learning_rate=0.0)
+    learner = PPO(agent, new_optimizer(agent, 0.0))
     found = learner.learn(rollout, rewards)
     assert found["change"] < 1e-4
     assert abs(found["policy"]) < 1e-4
@@ -133,7 +133,7 @@ def test_clipping_stops_what_has_moved_far_enough(states):
 
 def test_the_critic_learns_what_follows(states):
     agent = agent_of(states)
-    learner = PPO(agent, learning_rate=3e-3)
+    learner = PPO(agent, new_optimizer(agent, 3e-3))
     rewards = np.zeros((96, 3))
     rewards[:, -1] = 2.0
     before = abs(np.asarray(agent(states)[2]) - 2).mean()
@@ -178,7 +178,7 @@ def learned(sign, rounds=250):
     """Ratios after training: the second of three layers carries all of the signal."""
     states = [np.ones((128, 4), np.float32)] * 3
     agent = Agent([4] * 3, 0.5)
-    learner = PPO(agent, learning_rate=1e-3)
+    learner = PPO(agent, new_optimizer(agent, 1e-3))
     generator = tf.random.Generator.from_seed(0)
     for _ in range(rounds):
         rollout = act(agent, states, generator)

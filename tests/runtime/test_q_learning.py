@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tfprune.layers.agents import GroupAgent
+from tfprune.runtime.ppo import new_optimizer
 from tfprune.runtime.q_learning import QLearning, prefix_mask, rewards_of, walk
 
 
@@ -44,7 +45,7 @@ def test_exploration():
 
 def test_targets_are_rewards_and_what_comes_after():
     agent = GroupAgent([3, 3])
-    learner = QLearning(agent, learning_rate=0.0, discount=0.5)
+    learner = QLearning(agent, new_optimizer(agent, 0.0), discount=0.5)
     random = np.random.default_rng(0)
     states = [random.normal(size=(7, 3)).astype("float32") for _ in range(2)]
     actions = random.integers(0, 4, (7, 2))

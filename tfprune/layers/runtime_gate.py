@@ -87,6 +87,8 @@ class RuntimeGate(keras.layers.Layer):
         self._initial_keep, self.runtime_ratio = keep_ratio, float(runtime_ratio)
         self.block, self.selection, self.rectify = block, selection, rectify
         self.policy, self.number, self.total = policy, number, total
+        # Sees, and may change, the mask of each call.
+        self.on_mask = None
 
     def build(self, inputs_shape, source_shape, hidden_shape=None):
         self.channels, self.source_channels = inputs_shape[-1], source_shape[-1]
@@ -231,6 +233,8 @@ class RuntimeGate(keras.layers.Layer):
         static = self.static_scores() if self.has_static_part else None
         ratios, static_ratios, hidden = self.ratios(pooled, predicted, hidden)
         mask = self.mask(predicted, static, ratios, static_ratios)
+        if self.on_mask is not None:
+            mask = self.on_mask(self, mask)
         outputs = self._gated(inputs, mask, predicted, static)
         return outputs if self.policy is None else (outputs, hidden)
 

@@ -37,6 +37,7 @@ class RuntimePolicy(keras.layers.Layer):
             `groups` groups of channels are computed.
         per_network: whether there is one decision for each image, at the first gate.
         groups: int.
+        learns: bool. Whether it has optimizers, which are saved with the model.
 
     Source: Chen et al., "Storage efficient and dynamic flexible runtime channel pruning
     via deep reinforcement learning", 2020, author response; Lin et al., "Runtime neural
@@ -52,6 +53,7 @@ class RuntimePolicy(keras.layers.Layer):
         agent="gaussian",
         per_network=False,
         groups=4,
+        learns=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -96,6 +98,18 @@ class RuntimePolicy(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
+        # Phases of learning so far, batches in them, and the mean of their losses.
+        self.memory = self.add_weight(
+            name="memory",
+            shape=(3,),
+            dtype="float32",
+            initializer="zeros",
+            trainable=False,
+            autocast=False,
+        )
+        self.optimizers = []
+        if learns:
+            self.make_optimizers()
         self._recorder = Recorder()
         self._is_recording = False
         self.built = True
@@ -115,6 +129,15 @@ class RuntimePolicy(keras.layers.Layer):
     def hidden_size(self) -> int:
         """How many numbers of each image go from gate to gate."""
         return int(self.begin(1).shape[-1])
+
+    def make_optimizers(self) -> list:
+        """Returns an optimizer for each agent, made at the first time."""
+        if not self.optimizers:
+            for agent in self.agents:
+                optimizer = keras.optimizers.Adam(global_clipnorm=0.5)
+                optimizer.build(agent.weights)
+                self.optimizers.append(optimizer)
+        return list(self.optimizers)
 
     def begin(self, samples):
         """Returns what the first gate is given."""
@@ -188,4 +211,5 @@ class RuntimePolicy(keras.layers.Layer):
             self._is_recording = False
 
     def get_config(self):
-        return {**super().get_config(), **self._settings}
+        learns = bool(self.optimizers)
+        return {**super().get_config(), **self._settings, "learns": learns}

@@ -4,17 +4,12 @@ import keras
 import numpy as np
 
 from tfprune.graph import Graph
-from tfprune.graph.nodes import as_functional, nodes_in_order
-from tfprune.layers import RuntimeGate
 from tfprune.layers.runtime_choice import RuntimeChoice
 from tfprune.layers.runtime_conv import Buckets
+from tfprune.runtime.gates import gates_of
 from tfprune.surgery.compact import compact
-from tfprune.surgery.rebuild import (
-    Rebuilder,
-    copy_model,
-    copy_operation_like,
-    copy_state,
-)
+from tfprune.surgery.rebuild import copy_model
+from tfprune.surgery.runtime import without_runtime_gates
 
 
 def bucketed(model) -> keras.Model:
@@ -26,12 +21,12 @@ def bucketed(model) -> keras.Model:
         model: model with gates of one policy that chooses groups for a whole network,
             looking at what its first convolution makes.
     """
-    gates = [each for each in model.layers if isinstance(each, RuntimeGate)]
-    first = min(gates, key=lambda gate: gate.number)
+    gates = gates_of(model)
+    first = gates[0]
     ratios = [
         (number + 1) / first.policy.groups for number in range(first.policy.groups)
     ]
-    plain = _without_gates(model)
+    plain = without_runtime_gates(model)
     graph = Graph(plain)
     models = [compact(graph, _masks(gates, graph, ratio)) for ratio in ratios]
     choice = RuntimeChoice.of(first).numbered()
@@ -54,33 +49,6 @@ def _first_of(gate, ratio: float) -> np.ndarray:
     """Returns the channels that a gate keeps at a ratio."""
     count = int(gate.count(np.float32([ratio]))[0]) * gate.block
     return np.flatnonzero(gate.ranks() < count)
-
-
-def _without_gates(model):
-    """Returns a copy in which every gate lets everything through."""
-
-    def make(operation, path):
-        if isinstance(operation, RuntimeGate):
-            return keras.layers.Identity(name=operation.name)
-        return copy_operation_like(operation)
-
-    def rewrite(node, args, kwargs):
-        return (
-            (args[:1], {})
-            if isinstance(node.operation, RuntimeGate)
-            else (args, kwargs)
-        )
-
-    def after(node, outputs, tensors):
-        is_gate = isinstance(node.operation, RuntimeGate)
-        return (outputs,) * len(node.outputs) if is_gate else outputs
-
-    rebuilder = Rebuilder(make, rewrite, after=after)
-    new = rebuilder.model(model)
-    for old, twin in rebuilder.pairs:
-        if not isinstance(old, RuntimeGate):
-            copy_state(old, twin)
-    return new
 
 
 def _masks(gates, graph: Graph, ratio: float) -> dict:

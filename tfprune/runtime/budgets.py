@@ -45,9 +45,13 @@ class RatioCost:
         kept = np.maximum(1, np.round(np.asarray(ratios) * self.sizes))
         return self._left(kept / self.sizes)
 
-    def cap(self, keep_ratio: float) -> float:
-        """Returns the share that is left of all groups at one fraction, not rounded."""
-        return float(self._left(np.full(len(self.sizes), keep_ratio)))
+    def cap(self, ratios) -> float:
+        """Returns the share that is left at ratios that are not rounded.
+
+        Args:
+            ratios: float, or a float array of shape `(groups,)`.
+        """
+        return float(self._left(np.broadcast_to(ratios, len(self.sizes))))
 
     def _left(self, fractions) -> np.ndarray:
         lengths = fractions @ self._by_group.T + self._fixed
@@ -79,21 +83,15 @@ def budget_reward(share, cap, bonus: bool = True) -> np.ndarray:
     )
 
 
-class RunningMean:
-    """A mean over all values at first, then one that forgets.
+def running_mean(mean, count, values, steps: int = 200, decay: float = 0.995) -> float:
+    """Returns a mean that counts all updates alike at first, and forgets later.
 
     Args:
-        steps: int. How many updates count alike. Defaults to 200.
-        decay: float. What an update leaves of the mean from then on. Defaults to 0.995.
+        mean: float: the mean so far.
+        count: int: which update it is, from 1.
+        values: float array, whose own mean is taken in.
+        steps: int. How many updates count alike.
+        decay: float. What an update leaves of the mean from then on.
     """
-
-    def __init__(self, steps: int = 200, decay: float = 0.995):
-        self.steps, self.decay = steps, decay
-        self.count, self.value = 0, 0.0
-
-    def update(self, values) -> float:
-        """Takes in the mean of `values`; returns the mean."""
-        self.count += 1
-        left = 1 - 1 / self.count if self.count <= self.steps else self.decay
-        self.value = left * self.value + (1 - left) * float(np.mean(values))
-        return self.value
+    left = 1 - 1 / count if count <= steps else decay
+    return float(left * mean + (1 - left) * np.mean(values))

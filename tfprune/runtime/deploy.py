@@ -26,6 +26,7 @@ from tfprune.layers.runtime_conv import (
     Widen,
 )
 from tfprune.runtime.buckets import bucketed
+from tfprune.runtime.gates import gated_nodes, gates_of
 from tfprune.surgery.compact import compact
 from tfprune.surgery.rebuild import copy_model, copy_operation_like, copy_state
 from tfprune.surgery.rewrites import faster
@@ -100,11 +101,6 @@ def deploy(
     return _for_images(new, batches)
 
 
-def gates_of(model) -> list[RuntimeGate]:
-    """Returns the runtime gates of a model, in the order in which they decide."""
-    return [each for each in model.layers if isinstance(each, RuntimeGate)]
-
-
 def _check(model, gates, mode) -> None:
     if mode not in _MODES:
         raise ValueError(f"`mode` must be one of {_MODES}. Received: mode={mode!r}")
@@ -170,7 +166,9 @@ class _Deployment:
         self._widened, self._copies = {}, {}
         self._hidden = None
         functional = as_functional(model)
-        self._makers, self._absorbed = _makers(functional)
+        gated = gated_nodes(functional)
+        self._makers = {id(node): before[-1] for node, before in gated}
+        self._absorbed = {id(each) for _, before in gated for each in before}
         inputs = _new_inputs(functional)
         pairs = zip(functional.inputs, tree.flatten(inputs), strict=True)
         self._values = {id(old): _Value(new) for old, new in pairs}
@@ -275,21 +273,6 @@ class _Deployment:
         if self._mode == "block":
             return Narrow(old.filters, gate.block)
         return Narrow(old.filters, 0, tuple(gate.ranks().tolist()))
-
-
-def _makers(functional) -> tuple[dict, set]:
-    """Returns the convolution before each gate, and all nodes that they replace."""
-    made_by = {id(x): node for node in nodes_in_order(functional) for x in node.outputs}
-    makers, absorbed = {}, set()
-    for node in nodes_in_order(functional):
-        if isinstance(node.operation, RuntimeGate):
-            maker = made_by[id(node.input_tensors[0])]
-            while not isinstance(maker.operation, layers.Conv2D):
-                absorbed.add(id(maker))
-                maker = made_by[id(maker.input_tensors[0])]
-            absorbed.add(id(maker))
-            makers[id(node)] = maker
-    return makers, absorbed
 
 
 def _passes(operation) -> bool:

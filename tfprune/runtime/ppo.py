@@ -92,12 +92,19 @@ def rollout_of(states, actions, heads) -> Rollout:
     return Rollout(states, np.asarray(actions), logs.numpy(), np.asarray(values))
 
 
+def new_optimizer(agent, learning_rate=1e-6):
+    """Returns an optimizer that is built for the weights of an agent."""
+    optimizer = keras.optimizers.Adam(learning_rate, global_clipnorm=0.5)
+    optimizer.build(agent.weights)
+    return optimizer
+
+
 class PPO:
     """Trains an agent on its rollouts.
 
     Args:
         agent: the `Agent`.
-        learning_rate: float. Defaults to the paper's 1e-6.
+        optimizer: Keras optimizer, by default Adam at the paper's rate of 1e-6.
         outside: float. How hard means are pulled back that lie outside of where ratios
             are clipped: 100 for the agent of images, 1e-3 for the static one.
         clip: float. How far the probability of an action may move.
@@ -109,12 +116,11 @@ class PPO:
     """
 
     def __init__(
-        self, agent, learning_rate=1e-6, outside=100.0, clip=0.2, minibatch=64, seed=0
+        self, agent, optimizer=None, outside=100.0, clip=0.2, minibatch=64, seed=0
     ):
         self.agent, self._outside, self._clip = agent, outside, clip
-        self._minibatch, self._random = minibatch, np.random.default_rng(seed)
-        self.optimizer = keras.optimizers.Adam(learning_rate, global_clipnorm=0.5)
-        self.optimizer.build(agent.trainable_variables)
+        self._minibatch, self.random = minibatch, np.random.default_rng(seed)
+        self.optimizer = optimizer or new_optimizer(agent)
         self._step = tf.function(self._train, reduce_retracing=True)
 
     def learn(self, rollout: Rollout, rewards, epochs: int = 1) -> dict:
@@ -130,7 +136,7 @@ class PPO:
         arrays = [np.float32(each) for each in (*arrays, better, returns)]
         found = []
         for _ in range(epochs):
-            order = self._random.permutation(len(rewards))
+            order = self.random.permutation(len(rewards))
             for start in range(0, len(order), self._minibatch):
                 rows = order[start : start + self._minibatch]
                 states = [np.float32(state)[rows] for state in rollout.states]
@@ -157,8 +163,10 @@ class PPO:
         }
 
     def _train(self, states, *arrays):
-        variables = self.agent.trainable_variables
+        variables = self.agent.weights
         with tf.GradientTape() as tape:
+            # `fit` does not train them, so no tape watches them by itself.
+            tape.watch([variable.value for variable in variables])
             terms = self.losses(states, *arrays)
             loss = terms["policy"] + 0.5 * terms["value"]
             loss += self._outside * terms["outside"]

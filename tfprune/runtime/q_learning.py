@@ -1,8 +1,9 @@
 """Q-learning: how an agent learns what each choice is worth."""
 
-import keras
 import numpy as np
 import tensorflow as tf
+
+from tfprune.runtime.ppo import new_optimizer
 
 
 def prefix_mask(actions, groups: int, channels: int):
@@ -64,17 +65,16 @@ class QLearning:
 
     Args:
         agent: the `GroupAgent`.
-        learning_rate: float.
+        optimizer: Keras optimizer, by default Adam.
         discount: float, gamma.
 
     Source: Watkins and Dayan, "Q-learning", 1992; Lin et al., "Runtime neural pruning",
     2017.
     """
 
-    def __init__(self, agent, learning_rate=1e-3, discount=1.0):
+    def __init__(self, agent, optimizer=None, discount=1.0):
         self.agent, self.discount = agent, discount
-        self.optimizer = keras.optimizers.Adam(learning_rate)
-        self.optimizer.build(agent.trainable_variables)
+        self.optimizer = optimizer or new_optimizer(agent, 1e-3)
         self._step = tf.function(self._train, reduce_retracing=True)
 
     def learn(self, states, actions, rewards) -> float:
@@ -89,8 +89,9 @@ class QLearning:
         return float(self._step(states, np.int32(actions), np.float32(rewards)))
 
     def _train(self, states, actions, rewards):
-        variables = self.agent.trainable_variables
+        variables = self.agent.weights
         with tf.GradientTape() as tape:
+            tape.watch([variable.value for variable in variables])
             (worth,) = self.agent(states)
             later = tf.stop_gradient(tf.reduce_max(worth[:, 1:], axis=-1))
             later = tf.pad(later, [[0, 0], [0, 1]])

@@ -11,6 +11,7 @@ from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 
 def wrap_runtime(
     model,
+    kind=RuntimeGate,
     layers=None,
     keep_ratio=1.0,
     runtime_ratio=1.0,
@@ -23,6 +24,7 @@ def wrap_runtime(
 
     Args:
         model: Functional or Sequential model without gates; not changed.
+        kind: `RuntimeGate`, or a class that derives from it.
         layers: path patterns of convolutions. By default all whose channels are
             theirs alone.
         keep_ratio, runtime_ratio: of `RuntimeGate`.
@@ -61,7 +63,34 @@ def wrap_runtime(
         arguments["policy"] = _policy(
             places, is_top, keep_ratio, runtime_ratio, settings
         )
-    return _Wrapping(graph, places, arguments).model
+    return _Wrapping(graph, places, kind, arguments).model
+
+
+def without_runtime_gates(model) -> keras.Model:
+    """Returns a copy in which every gate lets everything through, as it is."""
+
+    def make(operation, path):
+        if isinstance(operation, RuntimeGate):
+            return keras.layers.Identity(name=operation.name)
+        return copy_operation_like(operation)
+
+    def rewrite(node, args, kwargs):
+        return (
+            (args[:1], {})
+            if isinstance(node.operation, RuntimeGate)
+            else (args, kwargs)
+        )
+
+    def after(node, outputs, tensors):
+        is_gate = isinstance(node.operation, RuntimeGate)
+        return (outputs,) * len(node.outputs) if is_gate else outputs
+
+    rebuilder = Rebuilder(make, rewrite, after=after)
+    new = rebuilder.model(model)
+    for old, twin in rebuilder.pairs:
+        if not isinstance(old, RuntimeGate):
+            copy_state(old, twin)
+    return new
 
 
 def _policy(places, is_top, keep_ratio, runtime_ratio, settings):
@@ -84,8 +113,8 @@ def _policy(places, is_top, keep_ratio, runtime_ratio, settings):
 class _Wrapping:
     """One run of the rebuilder that puts gates in."""
 
-    def __init__(self, graph: Graph, places: list, arguments: dict):
-        self._arguments = arguments
+    def __init__(self, graph: Graph, places: list, kind: type, arguments: dict):
+        self._kind, self._arguments = kind, arguments
         self._has_policy = arguments.get("policy") is not None
         # Gates that multiply take the scale and shift of a normalization over.
         self._takes_over = arguments.get("selection", "top") == "top"
@@ -119,7 +148,7 @@ class _Wrapping:
             return outputs
         maker = place.convolution.operation
         number = len(self._gates)
-        gate = RuntimeGate(name=f"{maker.name}_gate", number=number, **self._arguments)
+        gate = self._kind(name=f"{maker.name}_gate", number=number, **self._arguments)
         self._gates[id(node.operation)] = gate
         source = tensors[id(place.convolution.node.input_tensors[0])]
         policy = self._arguments.get("policy")

@@ -78,8 +78,8 @@ def prune_wrap(
         raise ValueError(
             f"Model {model.name!r} has gates already. Call `tfprune.strip` first."
         )
-    if gate is RuntimeGate:
-        return wrap_runtime(model, layers, **gate_arguments)
+    if isinstance(gate, type) and issubclass(gate, RuntimeGate):
+        return wrap_runtime(model, gate, layers, **gate_arguments)
     _check_arguments(gate, gate_arguments)
     # Of other gates `unit` is an argument of their own.
     is_trainable = gate is TrainableMask
