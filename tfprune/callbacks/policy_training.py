@@ -144,7 +144,9 @@ class PolicyTraining(keras.callbacks.Callback):
     def _progress(self, batches):
         number = 0
         bar = keras.utils.Progbar(
-            self.batches, verbose=int(self.params.get("verbose") == 1), unit_name="phase"
+            self.batches,
+            verbose=int(self.params.get("verbose") == 1),
+            unit_name="phase",
         )
         for number, batch in enumerate(batches, 1):
             yield batch[:2]

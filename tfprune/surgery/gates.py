@@ -3,7 +3,7 @@
 import keras
 
 from tfprune.graph.nodes import as_functional, flatten_layers
-from tfprune.layers import KernelGate, SwapWrapper
+from tfprune.layers import KernelGate, RuntimeGate, SwapWrapper
 
 
 def has_gates(model: keras.Model) -> bool:
@@ -14,6 +14,11 @@ def has_gates(model: keras.Model) -> bool:
 def has_kernel_gates(model: keras.Model) -> bool:
     """Returns whether a model has masks on single weights."""
     return _has(model, KernelGate)
+
+
+def has_runtime_gates(model: keras.Model) -> bool:
+    """Returns whether a model has gates that decide image by image."""
+    return _has(model, RuntimeGate)
 
 
 def _has(model, kind) -> bool:

@@ -19,7 +19,7 @@ from tfprune.layers import (
     TrainableChannelMask,
     TrainableMask,
 )
-from tfprune.surgery.gates import has_gates
+from tfprune.surgery.gates import has_gates, has_runtime_gates
 from tfprune.surgery.rebuild import (
     Rebuilder,
     copy_operation_like,
@@ -50,6 +50,12 @@ def prune_wrap(
     with kernels, of whatever type. `TrainableMask` with `unit="channel"` makes gates of
     channels instead, whose masks are trained.
 
+    `RuntimeGate`, which chooses channels image by image, goes behind every convolution
+    whose channels are its own; those of residual streams are for static pruning. Its
+    `keep_ratio` takes effect at once, and so do its agents, which every gate shares:
+    `agent="gaussian"`, `"groups"`, or None for one ratio everywhere, and
+    `per_network=True` for one decision for each image.
+
     Args:
         model: Functional or Sequential model without gates; not changed.
         gate: gate class, or callable `gate(layer) -> layer` that gets a built copy of
@@ -77,6 +83,11 @@ def prune_wrap(
     if has_gates(model):
         raise ValueError(
             f"Model {model.name!r} has gates already. Call `tfprune.strip` first."
+        )
+    if has_runtime_gates(model):
+        raise ValueError(
+            f"Model {model.name!r} has gates already, which decide image by image. "
+            "Wrap the model that they were put into."
         )
     if isinstance(gate, type) and issubclass(gate, RuntimeGate):
         return wrap_runtime(model, gate, layers, **gate_arguments)
@@ -180,12 +191,22 @@ def strip(model: keras.Model) -> keras.Model:
     Returns:
         A new model of plain Keras layers, uncompiled.
 
+    Raises:
+        ValueError: if the model has runtime gates.
+
     Example:
 
     ```python
     tfprune.strip(model).save("plain.keras")
     ```
     """
+    if has_runtime_gates(model):
+        raise ValueError(
+            f"Model {model.name!r} has runtime gates, which decide image by image, and "
+            "no plain model computes that. `tfprune.compact` keeps them, "
+            "`tfprune.runtime.deploy` makes them skip work, and `tfprune.export` writes "
+            "either."
+        )
     return strip_gates(model, lambda gate: slice(None))
 
 

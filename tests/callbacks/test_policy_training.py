@@ -1,0 +1,165 @@
+"""PolicyTraining: agents learn between epochs, and `fit` trains the rest."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from gated import gates_in, small_network
+
+import tfprune
+from tfprune.callbacks import PolicyTraining
+from tfprune.layers import RuntimeGate
+from tfprune.runtime.learning import Learner
+
+KINDS = {
+    "images": {},
+    "both": {"runtime_ratio": 0.5, "block": 2},
+    "static": {"runtime_ratio": 0.0},
+    "groups": {"agent": "groups", "selection": "prefix"},
+    "network": {"agent": "groups", "selection": "prefix", "per_network": True},
+}
+
+
+@pytest.fixture
+def data():
+    random = np.random.default_rng(0)
+    y = random.integers(0, 5, 96)
+    x = random.normal(0, 0.3, (96, 12, 12, 3)) + (y / 5)[:, None, None, None]
+    batches = tf.data.Dataset.from_tensor_slices((x.astype("float32"), y))
+    return batches.batch(32)
+
+
+def wrapped(**arguments):
+    model = tfprune.prune_wrap(
+        small_network(), RuntimeGate, keep_ratio=0.5, **arguments
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3), loss)
+    return model
+
+
+def values_of(layers_or_models):
+    return [w.numpy() for each in layers_or_models for w in each.variables]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_learns_and_is_settled(kind, data):
+    model = wrapped(**KINDS[kind])
+    gate = gates_in(model)[0]
+    agents = gate.policy.agents
+    before = values_of(agents)
+    training = PolicyTraining(data, learning_rate=1e-3)
+    logs = model.fit(data, epochs=4, verbose=0, callbacks=[training]).history
+    changed = [
+        np.any(old != new) for old, new in zip(before, values_of(agents), strict=True)
+    ]
+    assert sum(changed) > len(changed) / 2
+    # A phase after every epoch but the last.
+    assert len(logs["agent_loss"]) == 3 and gate.policy.memory.numpy()[0] == 3
+    assert 0 < logs["kept_macs"][0] <= 1
+    assert ("static_reward" in logs) == (kind in ("both", "static"))
+    assert bool(gate.policy.settled.numpy()) == gate.has_static_part
+    small = tfprune.compact(model)
+    if gate.has_static_part:
+        assert small.count_params() < model.count_params()
+    x = np.concatenate([x for x, _ in data])
+    np.testing.assert_allclose(small(x), model(x), atol=1e-4)
+    assert tfprune.cost(small).params == small.count_params()
+
+
+def test_epochs_leave_agents_alone_and_phases_the_network(data):
+    model = wrapped(runtime_ratio=0.5)
+    policy = gates_in(model)[0].policy
+    agents = values_of(policy.agents)
+    model.fit(data, epochs=1, verbose=0)
+    for old, new in zip(agents, values_of(policy.agents), strict=True):
+        np.testing.assert_array_equal(old, new)
+    own = {id(w) for agent in policy.agents for w in agent.variables}
+    own.add(id(policy.memory))
+    network = [w for w in model.variables if id(w) not in own]
+    before = [w.numpy() for w in network]
+    Learner(model, gates_in(model), 1e-3, -0.1, 0).phase(data)
+    for old, variable in zip(before, network, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy(), err_msg=variable.path)
+
+
+@pytest.mark.parametrize("kind", ["both", "groups"])
+def test_a_fit_that_goes_on_is_the_one_that_was_not_interrupted(kind, data, tmp_path):
+    def fit(model, epochs, start=0):
+        training = PolicyTraining(data, learning_rate=1e-2, settle=3, seed=3)
+        model.fit(
+            data, epochs=epochs, initial_epoch=start, verbose=0, callbacks=[training]
+        )
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.save(tmp_path / "half.keras")
+
+    keras.utils.set_random_seed(0)
+    model = wrapped(**KINDS[kind])
+    training = PolicyTraining(data, learning_rate=1e-2, settle=3, seed=3)
+    model.fit(data, epochs=4, verbose=0, callbacks=[training, Stop()])
+    again = keras.saving.load_model(tmp_path / "half.keras")
+    fit(again, 4, 2)
+    for old, new in zip(model.variables, again.variables, strict=True):
+        # Keras does not save where generators of dropout are, of which there is none.
+        if "seed_generator" not in old.path:
+            np.testing.assert_array_equal(old, new, err_msg=old.path)
+
+
+def learned(sign, rounds):
+    """What agents keep of three layers, of which one carries all of the signal."""
+    inputs = keras.layers.Input((4, 4, 8))
+    branches = []
+    for name in "abc":
+        conv = keras.layers.Conv2D(16, 1, use_bias=False, name=name)
+        branches.append(keras.layers.ReLU()(conv(inputs)))
+    means = [keras.layers.GlobalAveragePooling2D()(x) for x in branches]
+    heads = [keras.layers.Dense(1, use_bias=False)(x) for x in means]
+    base = keras.Model(inputs, keras.layers.Add()(heads))
+    for name in "abc":
+        kernel = base.get_layer(name).kernel
+        kernel.assign(np.full(kernel.shape, 1 / 8))
+    for layer, size in zip(base.layers[-4:-1], (0.0, 1.0, 0.0), strict=True):
+        layer.kernel.assign(np.full(layer.kernel.shape, size))
+    model = tfprune.prune_wrap(base, RuntimeGate, keep_ratio=0.5)
+    model.compile("sgd", lambda y, p: keras.ops.abs(y - p)[:, 0])
+    x = np.ones((128, 4, 4, 8), "float32")
+    learner = Learner(model, gates_in(model), 1e-3, -0.1, 0)
+    learn = learner._learn
+    learner._learn = lambda losses, decisions: learn(sign * losses, decisions)
+    learner.phase([(tf.constant(x), tf.constant(base(x)))] * rounds)
+    kept = tfprune.runtime.kept_channels(model, x[:1])
+    return {name: mask.mean() for name, mask in kept.items()}
+
+
+def test_agents_find_the_layer_that_carries_the_signal():
+    kept = learned(1.0, 250)
+    assert kept["b_gate"] > 0.9
+    assert np.mean(list(kept.values())) < 0.55
+
+
+def test_they_do_not_if_the_loss_is_turned_round():
+    kept = learned(-1.0, 60)
+    assert kept["b_gate"] < 0.5
+
+
+def test_bad_arguments(data):
+    for arguments, name in (
+        ({"every": 0}, "every"),
+        ({"settle": 1.5}, "settle"),
+        ({"penalty": 0.1}, "penalty"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            PolicyTraining(data, **arguments)
+    plain = small_network()
+    plain.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="agents of runtime gates"):
+        plain.fit(data, verbose=0, callbacks=[PolicyTraining(data)])
+    with pytest.raises(ValueError, match="only once"):
+        wrapped().fit(data, epochs=2, verbose=0, callbacks=[PolicyTraining(iter([]))])
+    with pytest.warns(UserWarning, match="not be settled"):
+        model = wrapped(runtime_ratio=0.5)
+        training = PolicyTraining(data, settle=5, batches=1)
+        model.fit(data, epochs=2, verbose=0, callbacks=[training])

@@ -1,0 +1,206 @@
+"""Runtime gates: what they compute, where they go, what stays of them."""
+
+import keras
+import numpy as np
+import pytest
+from checker import randomize
+from gated import KINDS, gated, gates_in, images, small_network, store_some
+from keras import layers
+from networks_of_papers import m_cifarnet
+
+import tfprune
+from tfprune.layers import RuntimeGate
+
+
+def test_the_equation_of_feature_boosting():
+    random = np.random.default_rng(0)
+    gate = RuntimeGate(keep_ratio=0.5, rectify=True)
+    x, source = images(4, (5, 5, 6)), images(4, (9, 9, 3), 1)
+    gate(x, source)
+    phi, rho, beta = (
+        random.normal(size=v.shape) for v in (gate.phi, gate.rho, gate.beta)
+    )
+    for variable, value in ((gate.phi, phi), (gate.rho, rho), (gate.beta, beta)):
+        variable.assign(value)
+    g = np.maximum(source.mean(axis=(1, 2)) @ phi + rho, 0)
+    m = np.zeros_like(g)
+    np.put_along_axis(m, np.argsort(-g, axis=1, kind="stable")[:, :3], 1, axis=1)
+    expected = (m * g)[:, None, None] * x + (m * beta)[:, None, None]
+    np.testing.assert_allclose(gate(x, source), expected, atol=1e-5)
+
+
+def test_scores_of_both_kinds_multiply_and_keep_a_common_minus():
+    model = tfprune.prune_wrap(
+        small_network(), RuntimeGate, keep_ratio=1.0, runtime_ratio=0.5
+    )
+    gate = gates_in(model)[0]
+    static = np.linspace(-1, 1, gate.channels).astype("float32")
+    last = gate.policy.importance.layers[-1]
+    gate.rho.assign(np.linspace(1, -1, gate.channels)[::-1])
+    x = np.ones((2, 3, 3, gate.channels), "float32")
+    mask = np.ones((2, gate.channels), bool)
+    received = gate._gated(x, mask, np.tile(gate.rho.numpy(), (2, 1)), static)
+    expected = np.where(static < 0, -1, 1) * gate.rho.numpy() * static
+    np.testing.assert_allclose(received[0, 0, 0], expected, atol=1e-6)
+    assert last.bias.numpy() == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"agent": None}, {"agent": None, "selection": "prefix", "block": 4}]
+)
+@pytest.mark.parametrize("residual", [False, True])
+def test_wrapping_changes_nothing(arguments, residual):
+    base = randomize(small_network(residual))
+    # Negative scales too, whose sign goes into the filter.
+    for layer in base.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.gamma.assign(layer.gamma * np.resize([1, -1], layer.gamma.shape))
+    x = images()
+    expected = base(x, training=False).numpy()
+    before = [w.copy() for w in base.get_weights()]
+    model = tfprune.prune_wrap(base, RuntimeGate, **arguments)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(model(x, training=False), expected, atol=1e-5 * scale)
+    for old, new in zip(before, base.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    groups = {group.name: group.size for group in tfprune.Graph(model).groups}
+    assert groups == {group.name: group.size for group in tfprune.Graph(base).groups}
+
+
+def test_shared_channels_are_left_to_static_pruning():
+    model = tfprune.prune_wrap(small_network(residual=True), RuntimeGate)
+    names = [gate.name for gate in gates_in(model)]
+    assert "inner_gate" in names and "last_gate" not in names
+    with pytest.raises(ValueError, match="prune them for good"):
+        tfprune.prune_wrap(small_network(residual=True), RuntimeGate, layers="last")
+    with pytest.raises(ValueError, match="matches no convolution"):
+        tfprune.prune_wrap(small_network(), RuntimeGate, layers="none*")
+
+
+def test_sequential_models_are_wrapped():
+    base = keras.Sequential(
+        [
+            layers.Input((8, 8, 3)),
+            layers.Conv2D(8, 3),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    model = tfprune.prune_wrap(base, RuntimeGate, agent=None)
+    x = images(2, (8, 8, 3))
+    np.testing.assert_allclose(model(x), base(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded(kind, tmp_path):
+    model = gated(randomize(small_network()), **KINDS[kind][0])
+    x = images()
+    expected = model(x, training=False)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x, training=False), expected)
+    policies = {id(gate.policy) for gate in gates_in(loaded)}
+    assert len(policies) == 1
+    assert len(loaded.variables) == len(model.variables)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_stored_is_compacted(kind):
+    model = store_some(gated(randomize(small_network()), **KINDS[kind][0]))
+    x = images()
+    expected = model(x, training=False).numpy()
+    small = tfprune.compact(model)
+    assert small.count_params() < model.count_params()
+    np.testing.assert_allclose(
+        small(x, training=False), expected, atol=2e-5 * np.abs(expected).max()
+    )
+    cost = tfprune.cost(model, tfprune.read_masks(model))
+    assert cost == tfprune.cost(small)
+    assert cost.params == small.count_params()
+    # And once more, with nothing left to remove.
+    assert tfprune.compact(small).count_params() == small.count_params()
+
+
+def test_exactly_so_many_stay_whatever_is_predicted():
+    model = tfprune.prune_wrap(
+        small_network(), RuntimeGate, agent=None, keep_ratio=0.5, rectify=True
+    )
+    for gate in gates_in(model):
+        gate.rho.assign(-np.ones(gate.channels))
+    kept = tfprune.runtime.kept_channels(model, images())
+    for gate in gates_in(model):
+        assert (kept[gate.name].sum(axis=1) == round(0.5 * gate.channels)).all()
+
+
+def test_a_closed_channel_leaks_no_shift():
+    model = tfprune.prune_wrap(small_network(), RuntimeGate, agent=None, keep_ratio=0.3)
+    gate = gates_in(model)[0]
+    gate.beta.assign(np.ones(gate.channels))
+    inner = keras.Model(model.input, gate.output)
+    closed = ~tfprune.runtime.kept_channels(model, images())[gate.name]
+    outputs = inner(images()).numpy().transpose(0, 3, 1, 2)
+    assert closed.any() and not outputs[closed].any() and outputs[~closed].all()
+
+
+def test_predictions_store_a_ninth_of_3x3_kernels():
+    base = m_cifarnet(normalize=False)
+    model = tfprune.prune_wrap(base, RuntimeGate, agent=None)
+    kernels = sum(
+        layer.kernel.numpy().size for layer in base.layers[:-1] if layer.weights
+    )
+    phi = sum(gate.phi.numpy().size for gate in gates_in(model))
+    assert phi * 9 == kernels
+
+
+def test_kept_sets_differ_between_images_and_cost_what_they_say():
+    model = gated(randomize(small_network()), keep_ratio=0.6, block=2)
+    x = images(20) + np.linspace(-2, 2, 20, dtype="float32")[:, None, None, None]
+    kept = tfprune.runtime.kept_channels(model, x, batch_size=8)
+    assert all(len(np.unique(mask, axis=0)) > 1 for mask in kept.values())
+    shares = tfprune.runtime.work(model, x)
+    base = small_network()
+    graph = tfprune.Graph(base)
+    names = [group.name for group in graph.groups]
+    for number in (0, 7, 19):
+        masks = {
+            name: np.arange(mask.shape[1]) < mask[number].sum()
+            for name, mask in zip(names, kept.values(), strict=True)
+        }
+        exact = tfprune.cost(graph, masks).macs / tfprune.cost(graph).macs
+        assert shares[number] == pytest.approx(exact, rel=1e-12)
+
+
+def test_agents_take_a_three_hundredth_of_the_work():
+    base = m_cifarnet(normalize=False)
+    model = tfprune.prune_wrap(base, RuntimeGate, keep_ratio=0.5)
+    plain = tfprune.prune_wrap(base, RuntimeGate, agent=None, keep_ratio=0.5)
+    agents = tfprune.cost(model).macs - tfprune.cost(plain).macs
+    assert agents == 518_528
+    assert agents / 174_299_904 < 0.0030
+
+
+def test_bad_arguments():
+    base = small_network()
+    for name, value in (
+        ("keep_ratio", 0.0),
+        ("runtime_ratio", 1.5),
+        ("block", 0),
+        ("selection", "best"),
+        ("agent", "random"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            tfprune.prune_wrap(base, RuntimeGate, **{name: value})
+    with pytest.raises(ValueError, match="needs agents"):
+        tfprune.prune_wrap(base, RuntimeGate, agent=None, runtime_ratio=0.5)
+    with pytest.raises(ValueError, match="the same for all images already"):
+        tfprune.prune_wrap(base, RuntimeGate, selection="prefix", runtime_ratio=0.5)
+    with pytest.raises(ValueError, match="one Gaussian decision"):
+        tfprune.prune_wrap(base, RuntimeGate, per_network=True, runtime_ratio=0.5)
+    with pytest.raises(ValueError, match="no convolutions that can be pruned"):
+        dense = keras.Sequential([layers.Input((4,)), layers.Dense(3)])
+        tfprune.prune_wrap(dense, RuntimeGate)
+    wrapped = tfprune.prune_wrap(base, RuntimeGate, agent=None)
+    with pytest.raises(ValueError, match="gates already"):
+        tfprune.prune_wrap(wrapped, RuntimeGate, agent=None)
+    with pytest.raises(ValueError, match="runtime gates"):
+        tfprune.strip(wrapped)
