@@ -35,7 +35,7 @@ def small_network(weights, input_shape, classes):
 
 def test_python_blocks_run(newcomer):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
@@ -46,14 +46,14 @@ def test_python_blocks_run(newcomer):
     snapshots = {"small-0.30.keras", "small-0.50.keras"}
     sparse = {"sparse.tflite", "small.tfsparse"}
     files = {path.name for path in newcomer.iterdir()}
-    assert files == {"masks.npz", "small", "search", *sparse, *snapshots}
+    assert files == {"masks.npz", "small", "fast", "search", *sparse, *snapshots}
 
 
 def test_table_calls_run(newcomer):
     names = {}
     text = README.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for block in (blocks[0], blocks[9]):
+    for block in (blocks[0], blocks[10]):
         exec(block, names)
     exec("from tfprune import *; from tfprune.importances import *", names)
     names.update(budget=names["Budget"](flops_reduction=0.3), gated=names["model"])

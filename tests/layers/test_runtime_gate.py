@@ -77,6 +77,28 @@ def test_shared_channels_are_left_to_static_pruning():
         tfprune.prune_wrap(small_network(), RuntimeGate, layers="none*")
 
 
+def test_what_cannot_be_gated_is_left_alone():
+    inputs = layers.Input((8, 8, 4))
+    twice = layers.Conv2D(4, 3, padding="same", name="twice")
+    x = twice(twice(inputs))
+    x = layers.Conv2D(8, 3, groups=2, name="grouped")(x)
+    x = layers.Conv2D(6, 1, name="before_depthwise")(x)
+    x = layers.DepthwiseConv2D(3)(x)
+    block = keras.Sequential([layers.Input(x.shape[1:]), layers.Conv2D(5, 1)])
+    x = layers.Conv2D(7, 1, name="good")(block(x))
+    base = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    model = tfprune.prune_wrap(base, RuntimeGate, agent=None)
+    assert [gate.name for gate in gates_in(model)] == ["good_gate"]
+    for name, why in (
+        ("twice", "several times"),
+        ("grouped", "plain convolutions"),
+        ("before_depthwise", "for good"),
+        ("*/conv2d*", "nested"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            tfprune.prune_wrap(base, RuntimeGate, agent=None, layers=name)
+
+
 def test_sequential_models_are_wrapped():
     base = keras.Sequential(
         [

@@ -76,6 +76,21 @@ def test_batches(kind, tmp_path):
     assert_same(artefact.serve(x), expected)
 
 
+def test_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model, mode = network("both")
+    x = images()
+    expected = keras.ops.convert_to_numpy(keras.ops.cast(model(x), "float32"))
+    fast = deploy(model, mode, min_places=0)
+    received = keras.ops.cast(joined(fast, x), "float32")
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(received, expected, atol=0.03 * scale)
+
+
+def joined(model, x):
+    return keras.ops.concatenate([model(x[i : i + 1]) for i in range(len(x))])
+
+
 def test_convolutions_are_as_narrow_as_the_image_needs():
     model, _ = network("agent")
     fast = deploy(model, "block", min_places=0).layers[-1].layer

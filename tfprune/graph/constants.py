@@ -22,8 +22,8 @@ def propagate(graph: Graph, closed: dict | None = None) -> dict[int, np.ndarray]
     known: dict[int, np.ndarray] = {}
     for call in graph.calls:
         labeled = [len(x.labeled_axes) for x in call.outputs]
-        # What comes beside the first output, such as a state, has no channels.
-        if labeled[:1] != [1] or sum(labeled) != 1:
+        # Beside the first there may be a state, which has no channels.
+        if labeled != [1] and labeled != [1, 0]:
             continue
         values = None
         if call.constants is not None and (closed is None or _keeps_zeros(call)):

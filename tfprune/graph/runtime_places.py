@@ -1,6 +1,7 @@
 """Where runtime gates can go."""
 
 import fnmatch
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +40,13 @@ def runtime_places(graph: Graph, patterns=None) -> tuple[list[RuntimePlace], dic
         ValueError: if a pattern matches no convolution that can be gated.
     """
     normalizations = _normalizations(graph)
+    times = Counter(id(call.operation) for call in graph.calls)
     places, refused = [], {}
     for call in graph.calls:
-        if not isinstance(call.layer, layers.Conv2D) or call.path in refused:
+        if type(call.layer) is not layers.Conv2D:
+            continue
+        if times[id(call.operation)] > 1:
+            refused[call.path] = "it is called several times"
             continue
         norm = normalizations.get(id(call.operation))
         why = _why_not(graph, call, norm)
@@ -91,8 +96,8 @@ def _chosen(places: list, refused: dict, patterns) -> list:
         if not found:
             why = {k: v for k, v in refused.items() if fnmatch.fnmatchcase(k, pattern)}
             raise ValueError(
-                f"`layers`: the path pattern {pattern!r} matches no convolution that can "
-                f"be pruned at run time. {why or 'It matches no convolution.'}"
+                f"`layers`: the path pattern {pattern!r} matches no convolution that "
+                f"can be pruned at run time. {why or 'It matches no convolution.'}"
             )
         chosen += found
     return [place for place in places if place in chosen]

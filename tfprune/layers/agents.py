@@ -32,9 +32,9 @@ class Walker(keras.layers.Layer):
                 f"`cell` must be one of {list(_CELLS)}. Received: cell={cell!r}"
             )
         self.state_sizes, self.cell_type = list(state_sizes), cell
-        encoders = [layers.Dense(_UNITS, "relu") for _ in self.state_sizes]
+        encoders = [layers.Dense(_UNITS, "relu", dtype="float32") for _ in self.state_sizes]
         self.encoders = encoders[:1] if cell == "lstm" else encoders
-        self.cell = _CELLS[cell] and _CELLS[cell](_UNITS)
+        self.cell = _CELLS[cell] and _CELLS[cell](_UNITS, dtype="float32")
         for encoder, size in zip(self.encoders, self.state_sizes, strict=False):
             encoder.build((None, size))
         if self.cell is not None:
@@ -133,10 +133,10 @@ class Agent(Walker):
         super().__init__(state_sizes, cell, extra=int(cell == "rnn"), **kwargs)
         self.budget, self.limits = float(budget), tuple(limits)
         small = keras.initializers.VarianceScaling(0.04, "fan_avg", "uniform")
-        self.mean = layers.Dense(1, kernel_initializer=small)
+        self.mean = layers.Dense(1, kernel_initializer=small, dtype="float32")
         deviation = keras.initializers.Constant(_LOG_DEVIATION)
-        self.log_deviation = layers.Dense(1, bias_initializer=deviation)
-        self.value = layers.Dense(1)
+        self.log_deviation = layers.Dense(1, bias_initializer=deviation, dtype="float32")
+        self.value = layers.Dense(1, dtype="float32")
         for head in (self.mean, self.log_deviation, self.value):
             head.build((None, _UNITS))
         self.built = True
@@ -186,7 +186,7 @@ class GroupAgent(Walker):
         super().__init__(state_sizes, cell, **kwargs)
         self.groups = groups
         self.exploration = 0.1
-        self.worth = layers.Dense(groups)
+        self.worth = layers.Dense(groups, dtype="float32")
         self.worth.build((None, _UNITS))
         self.built = True
 

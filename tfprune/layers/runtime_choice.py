@@ -48,7 +48,7 @@ class RuntimeChoice(keras.layers.Layer):
         limit=1,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "dtype": "float32"})
         if kind not in _KINDS:
             raise ValueError(f"`kind` must be one of {_KINDS}. Received: {kind!r}")
         self._config = {

@@ -25,7 +25,8 @@ class OfOneImage(keras.layers.Layer):
     """
 
     def __init__(self, reads=None, **kwargs):
-        super().__init__(**kwargs)
+        # What agents hand on is float32 whatever the convolutions compute in.
+        super().__init__(**{**kwargs, "autocast": False})
         # Widths are known when an image is, and XLA compiles each of them anew.
         self.supports_jit = False
         self.reads = reads
@@ -127,7 +128,9 @@ class RuntimeConv2D(OfOneImage):
         self.vectors.assign(makes.sorted(vectors, -1))
 
     def call(self, inputs, numbers=None, hidden=None):
-        kernel, vectors = map(tf.convert_to_tensor, (self.kernel, self.vectors))
+        inputs = tf.cast(inputs, self.compute_dtype)
+        kernel = tf.cast(self.kernel.value, self.compute_dtype)
+        vectors = tf.convert_to_tensor(self.vectors)
         if self.reads is not None and self.reads.block:
             kernel = tf.gather(kernel, numbers, axis=2)
         elif self.reads is not None:
@@ -180,12 +183,15 @@ class RuntimeConv2D(OfOneImage):
         width = self.filters if self.makes is None else -1
         kernel = tf.reshape(kernel, (*self.kernel_size, rows, width))
         if not self.weighted:
-            bias = tf.reshape(vectors, (-1,))
+            bias = tf.cast(tf.reshape(vectors, (-1,)), self.compute_dtype)
             return self.activation(self._convolved(inputs, kernel) + bias)
         bias, shift, *others = tf.unstack(tf.reshape(vectors, (vectors.shape[0], -1)))
         factors = others[-1]
         if self.weighted > 1:
             factors = signed_product(factors, others[0])
+        bias, factors, shift = (
+            tf.cast(each, self.compute_dtype) for each in (bias, factors, shift)
+        )
         if self.activation is keras.activations.linear:
             # One pass over the map for all of it.
             return self._convolved(inputs, kernel) * factors + (bias * factors + shift)

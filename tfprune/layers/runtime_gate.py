@@ -68,7 +68,8 @@ class RuntimeGate(keras.layers.Layer):
         total=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # Predictions and agents are float32 whatever goes through the gate.
+        super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
         if not 0 < keep_ratio <= 1:
             raise ValueError(
                 f"`keep_ratio` must be in (0, 1]. Received: keep_ratio={keep_ratio}"

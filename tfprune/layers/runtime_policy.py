@@ -56,7 +56,7 @@ class RuntimePolicy(keras.layers.Layer):
         learns=False,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "dtype": "float32"})
         if agent not in _AGENTS:
             raise ValueError(f"`agent` must be one of {_AGENTS}. Received: {agent!r}")
         if runtime_ratio < 1 and (per_network or agent == "groups"):
@@ -80,12 +80,12 @@ class RuntimePolicy(keras.layers.Layer):
         self.agent = self.static_agent = self.importance = None
         cell = "none" if per_network else "rnn"
         if agent == "groups":
-            self.agent = GroupAgent(state_sizes, groups, cell, name="agent")
+            self.agent = GroupAgent(state_sizes, groups, cell, name="agent", dtype="float32")
         elif runtime_ratio > 0:
-            self.agent = Agent(state_sizes, keep_ratio, cell, name="agent")
+            self.agent = Agent(state_sizes, keep_ratio, cell, name="agent", dtype="float32")
         if runtime_ratio < 1:
             ones = [1] * len(widths)
-            self.static_agent = Agent(ones, keep_ratio, "lstm", name="static_agent")
+            self.static_agent = Agent(ones, keep_ratio, "lstm", name="static_agent", dtype="float32")
             self._build_importance()
         for each in self.agents:
             each.trainable = False
@@ -116,8 +116,9 @@ class RuntimePolicy(keras.layers.Layer):
 
     def _build_importance(self):
         # Every channel scores one at first, so that outputs are what they were.
-        last = layers.Dense(1, kernel_initializer="zeros", bias_initializer="ones")
-        hidden = layers.Dense(100, "selu")
+        ones = {"kernel_initializer": "zeros", "bias_initializer": "ones"}
+        hidden = layers.Dense(100, "selu", dtype="float32")
+        last = layers.Dense(1, dtype="float32", **ones)
         self.importance = keras.Sequential([layers.Input((4,)), hidden, last])
 
     @property

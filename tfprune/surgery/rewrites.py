@@ -54,8 +54,8 @@ def faster(model: keras.Model, small_maps: bool = True) -> keras.Model:
         return (*args, kwargs.get("inputs"))[:1], {}
 
     def is_dense(operation):
-        is_small = small_maps and places[id(operation)] <= _FEW_PLACES
-        return _is_dense(operation) and is_small
+        is_candidate = small_maps and _is_dense(operation)
+        return is_candidate and places[id(operation)] <= _FEW_PLACES
 
     def before(operation):
         is_strided = is_dense(operation) and max(operation.strides) > 1
