@@ -18,9 +18,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	@$(python) -m pytest -n 2 --dist worksteal $(ARGS)
 
-# All of keras.applications: half an hour.
+# All of keras.applications, and a grid search on Ray: half an hour.
 test-zoo: $(VENV)/.dev
-	@$(python) -m pytest -n 2 --dist worksteal -m slow $(ARGS) tests/zoo
+	@$(python) -m pytest -n 2 --dist worksteal -m slow $(ARGS) tests/zoo tests/search
 
 benchmark: $(VENV)/.dev
 	@$(python) benchmarks/structure.py $(ARGS)

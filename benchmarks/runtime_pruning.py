@@ -65,8 +65,8 @@ def m_cifarnet():
     x = inputs = layers.Input((32, 32, 3))
     x = layers.Conv2D(64, 3, use_bias=False)(x)
     x = layers.ReLU()(layers.BatchNormalization()(x))
-    for width, stride in zip((64, 128, 128, 128, 192, 192, 192), (1, 2, 1, 1, 2, 1, 1)):
-        x = block(x, width, stride)
+    for number, width in enumerate((64, 128, 128, 128, 192, 192, 192)):
+        x = block(x, width, stride=2 if number in (1, 4) else 1)
     return _classified(inputs, x)
 
 
@@ -88,8 +88,8 @@ def residual():
 def small():
     x = inputs = layers.Input((32, 32, 3))
     x = layers.Rescaling(1 / 128, -1)(x)
-    for width, stride in zip((16, 16, 32, 32, 64, 64), (1, 1, 2, 1, 2, 1)):
-        x = block(x, width, stride)
+    for number, width in enumerate((16, 16, 32, 32, 64, 64)):
+        x = block(x, width, stride=2 if number in (2, 4) else 1)
     return _classified(inputs, x)
 
 
@@ -185,8 +185,8 @@ def speed(options):
                 limit = LIMITS.get((network, keep, mode))
                 wall, wall_ratio = two[mode]
                 detail = (
-                    f"{1e3 * seconds:.2f} ms; wall with two threads {1e3 * wall:.2f} ms, "
-                    f"{wall_ratio:.2f}x"
+                    f"{1e3 * seconds:.2f} ms; wall with two threads "
+                    f"{1e3 * wall:.2f} ms, {wall_ratio:.2f}x"
                 )
                 claim = f"{network}, {keep:.2f} kept: {mode}"
                 yield structure.Row(claim, ratio, limit, "x dense", detail)

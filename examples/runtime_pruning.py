@@ -16,7 +16,7 @@ from tfprune.layers import RuntimeGate
 def build(width):
     layers = keras.layers
     x = inputs = keras.Input((8, 8, 1))
-    x = layers.UpSampling2D(4)(x)
+    x = layers.UpSampling2D(2)(x)
     for number, times in enumerate((1, 2, 2)):
         x = layers.Conv2D(width * times, 3, padding="same", use_bias=False)(x)
         x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
@@ -31,7 +31,7 @@ def compiled(model, rate):
     return model
 
 
-def main(width=64, epochs=(15, 24)):
+def main(width=32, epochs=(15, 24)):
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype("float32").reshape(-1, 8, 8, 1)
     train_x, test_x, train_y, test_y = train_test_split(
@@ -52,7 +52,7 @@ def main(width=64, epochs=(15, 24)):
     model.fit(train, epochs=epochs[1], callbacks=[agents])
 
     small = tfprune.compact(model)
-    fast = tfprune.runtime.deploy(small)
+    fast = tfprune.runtime.deploy(small, min_places=16)
     with tempfile.TemporaryDirectory() as folder:
         path = tfprune.export(fast, Path(folder) / "fast")
         artefact = tf.saved_model.load(str(path))

@@ -144,6 +144,13 @@ def test_gsm(capsys, tmp_path):
     assert tickets["GSM"].masks.density() == kept.density()
 
 
+def test_runtime_pruning(capsys):
+    accuracy, shares = load("examples/runtime_pruning.py").main(16, (4, 4))
+    assert accuracy > 0.15
+    assert 0 < shares.mean() < 0.5
+    assert re.search(r"fast: .* ms", capsys.readouterr().out)
+
+
 def test_from_tfmot(capsys):
     _, plain = load("examples/from_tfmot.py").main(2)
     kept = tfprune.read_masks(tfprune.Graph(plain, unit="weight"))

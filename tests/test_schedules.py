@@ -155,7 +155,7 @@ def test_schedules_are_frozen():
 
 
 def test_long_schedules_are_quick():
-    start = time.perf_counter()
+    start = time.process_time()
     updates = Polynomial(0, 100_000, frequency=1).updates(100_000)
     assert len(updates) == 100_000
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

@@ -53,7 +53,7 @@ def check_other_ways(model):
 def test_random_graphs(number):
     @seed(number)
     @settings(
-        max_examples=20, deadline=None, database=None, suppress_health_check=CHECKS
+        max_examples=6, deadline=None, database=None, suppress_health_check=CHECKS
     )
     @given(models())
     def check_some(model):

@@ -108,6 +108,7 @@ def cluster():
 
 
 @pytest.mark.filterwarnings("ignore:The scales of these")
+@pytest.mark.slow
 def test_on_ray(cluster, tmp_path):
     here = run(search(max_trials=2))
     result = run(search(directory=tmp_path, max_trials=2), workers=2)

@@ -26,13 +26,16 @@ class Walker(keras.layers.Layer):
     """
 
     def __init__(self, state_sizes, cell="rnn", extra=0, **kwargs):
-        super().__init__(**kwargs)
+        # Also where what the agent looks at is computed in half precision.
+        super().__init__(**{**kwargs, "dtype": "float32"})
         if cell not in _CELLS:
             raise ValueError(
                 f"`cell` must be one of {list(_CELLS)}. Received: cell={cell!r}"
             )
         self.state_sizes, self.cell_type = list(state_sizes), cell
-        encoders = [layers.Dense(_UNITS, "relu", dtype="float32") for _ in self.state_sizes]
+        encoders = [
+            layers.Dense(_UNITS, "relu", dtype="float32") for _ in self.state_sizes
+        ]
         self.encoders = encoders[:1] if cell == "lstm" else encoders
         self.cell = _CELLS[cell] and _CELLS[cell](_UNITS, dtype="float32")
         for encoder, size in zip(self.encoders, self.state_sizes, strict=False):
@@ -135,7 +138,9 @@ class Agent(Walker):
         small = keras.initializers.VarianceScaling(0.04, "fan_avg", "uniform")
         self.mean = layers.Dense(1, kernel_initializer=small, dtype="float32")
         deviation = keras.initializers.Constant(_LOG_DEVIATION)
-        self.log_deviation = layers.Dense(1, bias_initializer=deviation, dtype="float32")
+        self.log_deviation = layers.Dense(
+            1, bias_initializer=deviation, dtype="float32"
+        )
         self.value = layers.Dense(1, dtype="float32")
         for head in (self.mean, self.log_deviation, self.value):
             head.build((None, _UNITS))

@@ -1,6 +1,7 @@
 """Layers of deployed models, which compute only what the image at hand needs."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfprune.layers.narrow import Narrow
@@ -139,37 +140,35 @@ class RuntimeConv2D(OfOneImage):
             return self._finished(inputs, kernel, vectors)
         if self.looks_back:
             outputs = self._finished(inputs, kernel, vectors)
-            _, _, count, hidden = self.choice(
-                tf.gather(pool(outputs), self.places, axis=-1)
-            )
+            pooled = tf.gather(pool(outputs), self.places, axis=-1)
+            _, _, count, hidden = self.choice(pooled)
             return self._first(outputs, count), hidden
-        pooled = self.whole(pool(inputs), numbers)
-        predicted, scores, count, hidden = self.choice(pooled, hidden)
-        found = []
-        if self.makes is None:
-            if predicted is not None:
-                by_block = tf.reshape(predicted, (1, *self._columns))
-                vectors = tf.concat([vectors, by_block], 0)
-            mask = self._mask(scores, count)
-            outputs = self._finished(inputs, kernel, vectors) * mask
-        elif self.makes.block:
-            _, chosen = tf.math.top_k(scores, count, sorted=False)
-            kernel = tf.gather(kernel, chosen, axis=4)
-            by_block = tf.reshape(self._padded(predicted), (1, *self._columns))
-            vectors = tf.gather(tf.concat([vectors, by_block], 0), chosen, axis=1)
-            outputs = self._finished(inputs, kernel, vectors)
-            found = [chosen]
-        else:
-            kernel, vectors = (self._first(x, count) for x in (kernel, vectors))
-            outputs = self._finished(inputs, kernel, vectors)
-        found = [outputs, *found, *([] if hidden is None else [hidden])]
+        chosen = self.choice(self.whole(pool(inputs), numbers), hidden)
+        found, hidden = self._chosen(inputs, kernel, vectors, *chosen[:3]), chosen[3]
+        found += [] if hidden is None else [hidden]
         return found[0] if len(found) == 1 else tuple(found)
+
+    def _chosen(self, inputs, kernel, vectors, predicted, scores, count) -> list:
+        """Returns the map of what was chosen, and the numbers of blocks in it."""
+        if self.makes is not None and not self.makes.block:
+            kernel, vectors = (self._first(x, count) for x in (kernel, vectors))
+            return [self._finished(inputs, kernel, vectors)]
+        if predicted is not None:
+            by_block = tf.reshape(self._padded(predicted), (1, *self._columns))
+            vectors = tf.concat([vectors, by_block], 0)
+        if self.makes is None:
+            mask = self._mask(scores, count)
+            return [self._finished(inputs, kernel, vectors) * mask]
+        _, numbers = tf.math.top_k(scores, count, sorted=False)
+        kernel = tf.gather(kernel, numbers, axis=4)
+        vectors = tf.gather(vectors, numbers, axis=1)
+        return [self._finished(inputs, kernel, vectors), numbers]
 
     def _first(self, values, count):
         return values[..., : tf.minimum(count * self.block, self.filters)]
 
     def _padded(self, values):
-        missing = self.makes.padded - self.filters
+        missing = np.prod(self._columns) - self.filters
         return tf.pad(values, [[0, missing]]) if missing else values
 
     def _finished(self, inputs, kernel, vectors):
@@ -249,133 +248,3 @@ class RuntimeConv2D(OfOneImage):
         )
         makes = Narrow.of_config(config["makes"])
         return super().from_config({**config, "choice": choice, "makes": makes})
-
-
-_ONE_IMAGE = (
-    "Channels are chosen for one image, so the batch must be one image. Deploy with "
-    "`batches=True` to run the images of a batch one after the other."
-)
-
-
-class ForImages(keras.layers.Wrapper):
-    """Base of layers around a model of one image.
-
-    Args:
-        layer: the model.
-    """
-
-    def __init__(self, layer, **kwargs):
-        kwargs.setdefault("name", "images")
-        super().__init__(layer, **kwargs)
-        self.supports_jit = False
-
-    def build(self, input_shape=None):
-        self.built = True
-
-    def compute_output_spec(self, inputs):
-        return self.layer.compute_output_spec(inputs)
-
-
-@keras.saving.register_keras_serializable("tfprune")
-class OneImage(ForImages):
-    """Refuses a batch of several images, also in what was exported."""
-
-    def call(self, inputs):
-        first = tf.nest.flatten(inputs)[0]
-        if first.shape[0] == 1:
-            return self.layer(inputs)
-        if first.shape[0] is not None:
-            raise ValueError(f"{_ONE_IMAGE} Received: {first.shape[0]} images.")
-        is_one = tf.equal(tf.shape(first)[0], 1)
-        with tf.control_dependencies([tf.debugging.Assert(is_one, [_ONE_IMAGE])]):
-            return self.layer(tf.nest.map_structure(tf.identity, inputs))
-
-
-@keras.saving.register_keras_serializable("tfprune")
-class EachImage(ForImages):
-    """Runs a model of one image on each image of a batch."""
-
-    def call(self, inputs):
-        spec = self.layer.compute_output_spec(
-            tf.nest.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), inputs)
-        )
-        return tf.map_fn(
-            self._one,
-            inputs,
-            fn_output_signature=tf.nest.map_structure(
-                lambda x: tf.TensorSpec(x.shape[1:], x.dtype), spec
-            ),
-        )
-
-    def _one(self, image):
-        batch = tf.nest.map_structure(lambda x: x[None], image)
-        return tf.nest.map_structure(lambda x: x[0], self.layer(batch, training=False))
-
-
-@keras.saving.register_keras_serializable("tfprune")
-class Buckets(keras.layers.Layer):
-    """Runs the one of several models that a policy chooses for an image.
-
-    It is called on what the policy looks at and, where the models read something else,
-    on their inputs.
-
-    Args:
-        choice: `RuntimeChoice` of a number.
-        models: list of models, the narrowest first.
-        channels: list with the channels that each model reads; empty for all.
-    """
-
-    def __init__(self, choice, models, channels=(), **kwargs):
-        super().__init__(**kwargs)
-        self.supports_jit = False
-        self.choice, self.models = choice, list(models)
-        self.channels = [list(each) for each in channels]
-        self.built = True
-
-    def call(self, source, inputs=None):
-        _, _, number, _ = self.choice(pool(source))
-        given = source if inputs is None else inputs
-        return self._run(given, number, 0, len(self.models))
-
-    def _run(self, inputs, number, first, end):
-        # Nested conditions can be converted to LiteRT, one switch cannot.
-        if end - first == 1:
-            return self.models[first](self._read_by(first, inputs), training=False)
-        middle = (first + end) // 2
-        return tf.cond(
-            number < middle,
-            lambda: self._run(inputs, number, first, middle),
-            lambda: self._run(inputs, number, middle, end),
-        )
-
-    def _read_by(self, number: int, inputs):
-        if not self.channels:
-            return inputs
-        channels = self.channels[number]
-        if channels == list(range(len(channels))):
-            # A slice takes a fraction of the time.
-            return inputs[..., : len(channels)]
-        return tf.gather(inputs, channels, axis=-1)
-
-    def compute_output_spec(self, source, inputs=None):
-        given = self.models[0].inputs[0]
-        batch = source.shape[0]
-        spec = keras.KerasTensor((batch, *given.shape[1:]), given.dtype)
-        return self.models[0].compute_output_spec(spec)
-
-    def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        models = [serialize(model) for model in self.models]
-        choice = serialize(self.choice)
-        config = {"choice": choice, "models": models, "channels": self.channels}
-        return {**super().get_config(), **config}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        def load(value):
-            return keras.saving.deserialize_keras_object(
-                value, custom_objects=custom_objects
-            )
-
-        models = [load(model) for model in config["models"]]
-        return cls(**{**config, "choice": load(config["choice"]), "models": models})

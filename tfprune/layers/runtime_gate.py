@@ -152,7 +152,9 @@ class RuntimeGate(keras.layers.Layer):
             pooled: float32 tensor of shape `(images, channels of the source)`.
         """
         if self.selection == "prefix":
-            return tf.repeat(ops.convert_to_tensor(self.order)[None], len_(pooled), 0)
+            return tf.repeat(
+                ops.convert_to_tensor(self.order)[None], images_in(pooled), 0
+            )
         predicted = ops.matmul(pooled, self.phi) + self.rho
         return ops.relu(predicted) if self.rectify else predicted
 
@@ -172,7 +174,7 @@ class RuntimeGate(keras.layers.Layer):
         """Returns `(ratios of images, ratios of the layer, hidden)`."""
         if self.policy is None:
             ratio = tf.repeat(
-                ops.convert_to_tensor(self.keep_ratio)[None], len_(pooled)
+                ops.convert_to_tensor(self.keep_ratio)[None], images_in(pooled)
             )
             return ratio, ops.ones_like(ratio), None
         return self.policy.decide(self.number, self.state(pooled, predicted), hidden)
@@ -229,7 +231,7 @@ class RuntimeGate(keras.layers.Layer):
     def call(self, inputs, source, hidden=None):
         pooled = pool(source)
         if hidden is None and self.policy is not None:
-            hidden = self.policy.begin(len_(pooled))
+            hidden = self.policy.begin(images_in(pooled))
         predicted = self.predictions(pooled)
         static = self.static_scores() if self.has_static_part else None
         ratios, static_ratios, hidden = self.ratios(pooled, predicted, hidden)
@@ -288,7 +290,7 @@ def pool(source):
     return ops.mean(source, axis=tuple(range(1, len(source.shape) - 1)))
 
 
-def len_(tensor):
+def images_in(tensor):
     """Returns how many images there are."""
     return ops.shape(tensor)[0]
 

@@ -46,13 +46,13 @@ def block_means(scores, block: int):
     if block == 1:
         return scores
     channels = scores.shape[-1]
-    missing = -channels % block
+    blocks, missing = -(-channels // block), -channels % block
     padding = [[0, 0]] * (len(scores.shape) - 1) + [[0, missing]]
-    shape = tf.concat([tf.shape(scores)[:-1], [-1, block]], axis=0)
+    shape = tf.concat([tf.shape(scores)[:-1], [blocks, block]], axis=0)
     sums = tf.reduce_sum(tf.reshape(tf.pad(scores, padding), shape), axis=-1)
-    sizes = np.full(-(-channels // block), block, np.float32)
+    sizes = np.full(blocks, block, np.float32)
     sizes[-1] -= missing
-    return sums / sizes
+    return tf.ensure_shape(sums / sizes, (*scores.shape[:-1], blocks))
 
 
 def spread(mask, channels: int, block: int):

@@ -80,39 +80,29 @@ class RuntimePolicy(keras.layers.Layer):
         self.agent = self.static_agent = self.importance = None
         cell = "none" if per_network else "rnn"
         if agent == "groups":
-            self.agent = GroupAgent(state_sizes, groups, cell, name="agent", dtype="float32")
+            self.agent = GroupAgent(state_sizes, groups, cell, name="agent")
         elif runtime_ratio > 0:
-            self.agent = Agent(state_sizes, keep_ratio, cell, name="agent", dtype="float32")
+            self.agent = Agent(state_sizes, keep_ratio, cell, name="agent")
         if runtime_ratio < 1:
             ones = [1] * len(widths)
-            self.static_agent = Agent(ones, keep_ratio, "lstm", name="static_agent", dtype="float32")
+            self.static_agent = Agent(ones, keep_ratio, "lstm", name="static_agent")
             self._build_importance()
         for each in self.agents:
             each.trainable = False
         # Whether what is stored is chosen for good, and no longer image by image.
-        self.settled = self.add_weight(
-            name="settled",
-            shape=(),
-            dtype="bool",
-            initializer="zeros",
-            trainable=False,
-            autocast=False,
-        )
+        self.settled = self._add("settled", (), "bool")
         # Phases of learning so far, batches in them, and the mean of their losses.
-        self.memory = self.add_weight(
-            name="memory",
-            shape=(3,),
-            dtype="float32",
-            initializer="zeros",
-            trainable=False,
-            autocast=False,
-        )
+        self.memory = self._add("memory", (3,), "float32")
         self.optimizers = []
         if learns:
             self.make_optimizers()
         self._recorder = Recorder()
         self._is_recording = False
         self.built = True
+
+    def _add(self, name, shape, dtype):
+        settings = {"initializer": "zeros", "trainable": False, "autocast": False}
+        return self.add_weight(name=name, shape=shape, dtype=dtype, **settings)
 
     def _build_importance(self):
         # Every channel scores one at first, so that outputs are what they were.

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 
 from tfprune.graph import Graph
+from tfprune.layers.one_image import Buckets
 from tfprune.layers.runtime_choice import RuntimeChoice
-from tfprune.layers.runtime_conv import Buckets
 from tfprune.runtime.gates import gates_of
 from tfprune.surgery.compact import compact
 from tfprune.surgery.rebuild import copy_model

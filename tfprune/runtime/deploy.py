@@ -17,14 +17,9 @@ from tfprune.graph.nodes import (
 )
 from tfprune.layers import RuntimeGate
 from tfprune.layers.narrow import Narrow
+from tfprune.layers.one_image import EachImage, OneImage
 from tfprune.layers.runtime_choice import RuntimeChoice
-from tfprune.layers.runtime_conv import (
-    OF_CONVOLUTIONS,
-    EachImage,
-    OneImage,
-    RuntimeConv2D,
-    Widen,
-)
+from tfprune.layers.runtime_conv import OF_CONVOLUTIONS, RuntimeConv2D, Widen
 from tfprune.runtime.buckets import bucketed
 from tfprune.runtime.gates import gated_nodes, gates_of
 from tfprune.surgery.compact import compact
