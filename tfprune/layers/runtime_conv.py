@@ -139,14 +139,21 @@ class RuntimeConv2D(OfOneImage):
         if self.choice is None:
             return self._finished(inputs, kernel, vectors)
         if self.looks_back:
-            outputs = self._finished(inputs, kernel, vectors)
-            pooled = tf.gather(pool(outputs), self.places, axis=-1)
-            _, _, count, hidden = self.choice(pooled)
-            return self._first(outputs, count), hidden
+            return self._looked_back(self._finished(inputs, kernel, vectors))
         chosen = self.choice(self.whole(pool(inputs), numbers), hidden)
         found, hidden = self._chosen(inputs, kernel, vectors, *chosen[:3]), chosen[3]
         found += [] if hidden is None else [hidden]
         return found[0] if len(found) == 1 else tuple(found)
+
+    def _looked_back(self, outputs) -> tuple:
+        """Returns what is kept of all that was computed, and what is handed on."""
+        pooled = pool(outputs)
+        if self.makes is not None:
+            pooled = tf.gather(pooled, self.places, axis=-1)
+        _, _, count, hidden = self.choice(pooled)
+        if self.makes is None:
+            return outputs * self._mask(None, count), hidden
+        return self._first(outputs, count), hidden
 
     def _chosen(self, inputs, kernel, vectors, predicted, scores, count) -> list:
         """Returns the map of what was chosen, and the numbers of blocks in it."""

@@ -1,5 +1,6 @@
 """Deployed models: what runtime gates close is not computed."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import keras
@@ -167,7 +168,9 @@ class _Deployment:
         inputs = _new_inputs(functional)
         pairs = zip(functional.inputs, tree.flatten(inputs), strict=True)
         self._values = {id(old): _Value(new) for old, new in pairs}
-        for node in nodes_in_order(functional):
+        nodes = nodes_in_order(functional)
+        self._calls = Counter(id(node.operation) for node in nodes)
+        for node in nodes:
             self._visit(node)
         outputs = tree.map_structure(self._whole, output_structure(functional))
         self.model = keras.Model(inputs, outputs, name=model.name)
@@ -181,7 +184,7 @@ class _Deployment:
             return
         value = self._values.get(id(node.input_tensors[0]))
         is_narrow = len(node.input_tensors) == 1 and value.narrow is not None
-        if is_narrow and type(operation) is layers.Conv2D and operation.groups == 1:
+        if is_narrow and self._reads_narrow(operation):
             conv = self._convolution(operation, value)
             self._values[id(node.outputs[0])] = _Value(conv(*value.arguments))
         elif is_narrow and _passes(operation):
@@ -191,6 +194,10 @@ class _Deployment:
             )
         else:
             self._as_it_was(node)
+
+    def _reads_narrow(self, operation) -> bool:
+        is_plain = type(operation) is layers.Conv2D and operation.groups == 1
+        return is_plain and self._calls[id(operation)] == 1
 
     def _as_it_was(self, node) -> None:
         tensors = {id(x): self._whole(x) for x in node.input_tensors}
