@@ -111,7 +111,13 @@ def modes(model, keep):
     }
 
     def wrapped(**arguments):
-        return tfprune.prune_wrap(model, RuntimeGate, block=16, **arguments)
+        gated = tfprune.prune_wrap(model, RuntimeGate, block=16, **arguments)
+        random = np.random.default_rng(0)
+        for gate in gates_of(gated):
+            if gate.predicts:
+                # Untrained predictions are all alike.
+                gate.rho.assign(random.uniform(0.5, 1.5, gate.rho.shape))
+        return gated
 
     agent = wrapped(keep_ratio=keep)
     policy = gates_of(agent)[0].policy
