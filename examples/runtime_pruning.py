@@ -1,4 +1,4 @@
-"""Static and runtime pruning: a network for digits learns what each image can do without.
+"""Static and runtime pruning: a network learns what each digit can do without.
 
 What that saves in time, on maps large enough, is what benchmarks/runtime_pruning.py
 measures; these are too small.
