@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfprune.layers.runtime_masks import (
+    block_means,
     deployed_ratios,
     kept,
     top_blocks,
@@ -43,6 +44,12 @@ def test_blocks_stay_or_go_as_a_whole(channels, block):
         means = [score[start : start + block].mean() for start in starts]
         best = set(np.argsort(means)[-2:].tolist())
         assert {n for n, part in enumerate(parts) if part.all()} == best
+
+
+@pytest.mark.parametrize("block", [3, 16])
+def test_equal_blocks_have_equal_means_in_a_graph_too(block):
+    means = tf.function(lambda x: block_means(x, block))(tf.ones((1, 12 * block)))
+    assert len(np.unique(means)) == 1
 
 
 def test_counts_are_rounded_and_one_at_least():

@@ -52,7 +52,9 @@ def block_means(scores, block: int):
     sums = tf.reduce_sum(tf.reshape(tf.pad(scores, padding), shape), axis=-1)
     sizes = np.full(blocks, block, np.float32)
     sizes[-1] -= missing
-    return tf.ensure_shape(sums / sizes, (*scores.shape[:-1], blocks))
+    # A vectorized division is rounded otherwise than that of what is left over, so
+    # that equal blocks would differ.
+    return tf.ensure_shape(sums * (1 / sizes), (*scores.shape[:-1], blocks))
 
 
 def spread(mask, channels: int, block: int):
