@@ -3,6 +3,8 @@
     --only speed      M-CifarNet, a VGG-like network at 112x112 and a residual block, at
                       a quarter, a half and three quarters of their channels: every mode
                       beside dense, masked and statically compacted ones
+    --only guard      three layers on maps of several sizes: gathered blocks beside dense
+                      ones that are masked, which is what `deploy`'s limits are about
     --only accuracy   CIFAR-10 with a small network: FBS and its random control, RNP,
                       FPGM, and static and runtime pruning by agents, beside the rows
                       that were published for M-CifarNet
@@ -186,7 +188,7 @@ def _caller(serve, image):
 def speed(options):
     for network in NETWORKS:
         for keep in KEEPS:
-            one, two = (_in_a_process(network, keep, n, options) for n in (1, 2))
+            one, two = (_in_a_process(options, network, keep, n) for n in (1, 2))
             for mode, (seconds, ratio) in one.items():
                 limit = LIMITS.get((network, keep, mode))
                 wall, wall_ratio = two[mode]
@@ -198,11 +200,64 @@ def speed(options):
                 yield structure.Row(claim, ratio, limit, "x dense", detail)
 
 
-def _in_a_process(network, keep, threads, options):
-    command = [sys.executable, __file__, "--child", network, str(keep), str(threads)]
+def _in_a_process(options, *arguments):
+    command = [sys.executable, __file__, "--child", *map(str, arguments)]
     command += ["--rounds", str(options.rounds)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
+
+
+# What gathering costs ----------------------------------------------------------------
+
+# Side of the map, and channels.
+MAPS = (
+    (4, 512),
+    (6, 256),
+    (7, 256),
+    (7, 512),
+    (8, 192),
+    (10, 256),
+    (14, 256),
+    (28, 128),
+)
+RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9)
+
+
+def three_layers(side, channels):
+    x = inputs = layers.Input((side, side, channels))
+    for _ in range(3):
+        x = block(x, channels)
+    return _classified(inputs, x)
+
+
+def guard(options):
+    for side, channels in MAPS:
+        found = _in_a_process(options, "guard", side, channels)
+        detail = ", ".join(f"{100 * keep:.0f} %: {x:.2f}" for keep, x in found)
+        claim = f"{side}x{side} maps of {channels}: half in blocks"
+        half = dict(found)[0.5]
+        yield structure.Row(claim, half, None, "x masked", detail)
+
+
+def time_guard(side, channels, rounds):
+    """Returns `[(ratio kept, time of gathered blocks over that of masked ones)]`."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    model = three_layers(side, channels)
+    image = tf.constant(np.random.default_rng(0).random((1, side, side, channels), "f"))
+    functions = []
+    for keep in RATIOS:
+        arguments = {"agent": None, "block": 16, "keep_ratio": keep}
+        gated = tfprune.prune_wrap(model, RuntimeGate, **arguments)
+        for limits in ({"min_places": 0, "max_keep": 1.0}, {"max_keep": 0.0}):
+            fast = deploy(gated, "block", **limits)
+            call = tf.function(lambda x, fast=[fast]: fast[0](x, training=False))
+            functions.append(_caller(call.get_concrete_function(image), image))
+    for call in functions:
+        call()
+    seconds = interleave(functions, rounds, time.process_time)
+    ratios = np.median(seconds[:, ::2] / seconds[:, 1::2], axis=0)
+    return list(zip(RATIOS, ratios.tolist(), strict=True))
 
 
 # Accuracy --------------------------------------------------------------------------
@@ -226,11 +281,15 @@ def fit(model, images, options, seed, epochs, rate, *callbacks):
     return model
 
 
-def _agents(base, images, options, seed, **arguments):
+def _agents(base, images, options, seed, random_epochs=0, **arguments):
     model = tfprune.prune_wrap(base, RuntimeGate, **arguments)
     data = images.batches(128, seed, options.images)
     learning = tfprune.callbacks.PolicyTraining(
-        data, batches=options.phase, learning_rate=options.agent_rate, seed=seed
+        data,
+        batches=options.phase,
+        learning_rate=options.agent_rate,
+        random_epochs=random_epochs,
+        seed=seed,
     )
     return fit(model, images, options, seed, options.epochs, 1e-3, learning)
 
@@ -262,7 +321,7 @@ METHODS = {
     ),
     "FBS": _gated(),
     "FBS, random channels": _gated(RandomGate),
-    "RNP": _by_agents(agent="groups", selection="prefix"),
+    "RNP": _by_agents(agent="groups", selection="prefix", random_epochs=2),
     "FPGM": _fpgm,
     "agents, R=1": _by_agents(keep_ratio=0.5),
     "agents, R=0.5": _by_agents(keep_ratio=0.5, runtime_ratio=0.5),
@@ -346,7 +405,8 @@ def main(arguments=None):
     from rich.console import Console
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=["speed", "accuracy"])
+    parts = {"speed": speed, "guard": guard, "accuracy": accuracy}
+    parser.add_argument("--only", choices=list(parts))
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--data-dir", default="../shared/tfds")
@@ -360,11 +420,13 @@ def main(arguments=None):
     parser.add_argument("--results", default="runtime_pruning.jsonl")
     options = parser.parse_args(arguments)
     if options.child:
-        network, keep, threads = options.child
-        found = time_modes(network, float(keep), options.rounds, int(threads))
+        what, first, second = options.child
+        if what == "guard":
+            found = time_guard(int(first), int(second), options.rounds)
+        else:
+            found = time_modes(what, float(first), options.rounds, int(second))
         print(json.dumps(found))
         return
-    parts = {"speed": speed, "accuracy": accuracy}
     rows = [
         row
         for name, part in parts.items()

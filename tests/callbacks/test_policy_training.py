@@ -10,6 +10,7 @@ import tfprune
 from tfprune.callbacks import PolicyTraining
 from tfprune.layers import RuntimeGate
 from tfprune.runtime.learning import Learner
+from tfprune.runtime.work import seeing_masks
 
 KINDS = {
     "both": {"runtime_ratio": 0.5, "block": 5},
@@ -82,13 +83,17 @@ def test_epochs_leave_agents_alone_and_phases_the_network(data):
         np.testing.assert_array_equal(old, variable.numpy(), err_msg=variable.path)
 
 
-@pytest.mark.parametrize("kind", ["both"])
-def test_a_fit_that_goes_on_is_the_one_that_was_not_interrupted(kind, data, tmp_path):
-    def fit(model, epochs, start=0):
-        training = PolicyTraining(data, learning_rate=1e-2, settle=3, seed=3)
-        model.fit(
-            data, epochs=epochs, initial_epoch=start, verbose=0, callbacks=[training]
-        )
+@pytest.mark.parametrize(
+    ("kind", "arguments"), [("both", {"settle": 3}), ("groups", {"random_epochs": 3})]
+)
+def test_a_fit_that_goes_on_is_the_one_that_was_not_interrupted(
+    kind, arguments, data, tmp_path
+):
+    def fit(model, start=0):
+        training = PolicyTraining(data, learning_rate=1e-2, seed=3, **arguments)
+        callbacks = [training, Stop()]
+        settings = {"initial_epoch": start, "verbose": 0, "callbacks": callbacks}
+        model.fit(data, epochs=4, **settings)
 
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -97,14 +102,79 @@ def test_a_fit_that_goes_on_is_the_one_that_was_not_interrupted(kind, data, tmp_
 
     keras.utils.set_random_seed(0)
     model = wrapped(**KINDS[kind])
-    training = PolicyTraining(data, learning_rate=1e-2, settle=3, seed=3)
-    model.fit(data, epochs=4, verbose=0, callbacks=[training, Stop()])
+    fit(model)
     again = keras.saving.load_model(tmp_path / "half.keras")
-    fit(again, 4, 2)
+    fit(again, 2)
     for old, new in zip(model.variables, again.variables, strict=True):
         # Keras does not save where generators of dropout are, of which there is none.
         if "seed_generator" not in old.path:
             np.testing.assert_array_equal(old, new, err_msg=old.path)
+
+
+def test_choices_at_random_are_for_training_alone():
+    model = wrapped(**KINDS["groups"])
+    x = np.ones((64, 12, 12, 3), "float32")
+    policy = gates_in(model)[0].policy
+
+    def widths(training):
+        seen = {}
+
+        def see(gate, mask):
+            seen[gate.name] = mask.numpy().sum(axis=-1)
+            return mask
+
+        with seeing_masks(model, see):
+            model(x, training=training)
+        return [len(set(each)) for each in seen.values()]
+
+    assert widths(True) == [1] * 3
+    policy.choose_at_random(tf.random.Generator.from_seed(0))
+    assert widths(True) == [4] * 3
+    assert widths(False) == [1] * 3
+    policy.choose_at_random(None)
+    assert widths(True) == [1] * 3
+
+
+class Widths(keras.callbacks.Callback):
+    """Notes how many channels are kept as the network trains, `{epoch: counts}`."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.epoch = {}, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epoch = None
+
+    def note(self, mask):
+        self.seen.setdefault(self.epoch, set()).update(mask.sum(axis=-1).tolist())
+        return mask
+
+    def see(self, gate, mask):
+        seen = tf.numpy_function(self.note, [mask], tf.bool)
+        return tf.ensure_shape(seen, mask.shape)
+
+
+def test_agents_learn_after_the_network_has_met_every_choice(data):
+    model = wrapped(**KINDS["groups"], layers="conv2d")
+    agent, widths = gates_in(model)[0].policy.agent, Widths()
+    # What it holds best is the same for all images.
+    agent.worth.set_weights([np.zeros((128, 4)), np.eye(4)[2]])
+    model.fit(data, epochs=1, verbose=0)
+    with seeing_masks(model, widths.see):
+        callbacks = [widths, PolicyTraining(data, random_epochs=2)]
+        logs = model.fit(data, epochs=4, verbose=0, callbacks=callbacks).history
+    counts = [len(widths.seen[epoch]) for epoch in range(4)]
+    assert counts == [4, 4, 1, 1]
+    assert len(logs["agent_loss"]) == 2
+    assert agent.exploration < 1
+    with pytest.warns(UserWarning, match="will not learn"):
+        training = PolicyTraining(data, random_epochs=1)
+        model.fit(data, verbose=0, callbacks=[training])
+    with pytest.raises(ValueError, match="random_epochs=1"):
+        wrapped().fit(data, verbose=0, callbacks=[training])
 
 
 def learned(sign, rounds):
@@ -149,6 +219,7 @@ def test_bad_arguments(data):
         ({"every": 0}, "every"),
         ({"settle": 1.5}, "settle"),
         ({"penalty": 0.1}, "penalty"),
+        ({"random_epochs": -1}, "random_epochs"),
     ):
         with pytest.raises(ValueError, match=f"`{name}`"):
             PolicyTraining(data, **arguments)

@@ -174,11 +174,11 @@ def test_saved_and_loaded(states, tmp_path):
 # A problem whose best answer is known ------------------------------------------------
 
 
-def learned(sign, rounds=250):
+def learned(sign, rounds=400):
     """Ratios after training: the second of three layers carries all of the signal."""
     states = [np.ones((128, 4), np.float32)] * 3
     agent = Agent([4] * 3, 0.5)
-    learner = PPO(agent, new_optimizer(agent, 1e-3))
+    learner = PPO(agent, new_optimizer(agent, 3e-4))
     generator = tf.random.Generator.from_seed(0)
     for _ in range(rounds):
         rollout = act(agent, states, generator)

@@ -4,6 +4,7 @@ import itertools
 import warnings
 
 import keras
+import tensorflow as tf
 
 from tfprune import training
 from tfprune.runtime.gates import gates_of
@@ -34,6 +35,9 @@ class PolicyTraining(keras.callbacks.Callback):
             which needs as many phases as the paper has; shorter runs need more.
         penalty: float below 0. What a further group of channels costs, with agents that
             choose groups. Defaults to -0.1.
+        random_epochs: int. Epochs at first in which agents that choose groups choose at
+            random, and do not learn: the network learns to live with every choice.
+            Defaults to 0.
         seed: int.
 
     Logs: `agent_reward`, `agent_loss`, and the shares of multiply-accumulates and of
@@ -41,7 +45,8 @@ class PolicyTraining(keras.callbacks.Callback):
     `static_reward`.
 
     Source: Chen et al., "Storage efficient and dynamic flexible runtime channel pruning
-    via deep reinforcement learning", 2020, author response.
+    via deep reinforcement learning", 2020, author response; Lin et al., "Runtime neural
+    pruning", 2017, for groups.
 
     Example:
 
@@ -63,6 +68,7 @@ class PolicyTraining(keras.callbacks.Callback):
         settle=0.75,
         learning_rate=1e-6,
         penalty=-0.1,
+        random_epochs=0,
         seed=0,
     ):
         super().__init__()
@@ -74,10 +80,15 @@ class PolicyTraining(keras.callbacks.Callback):
             )
         if penalty >= 0:
             raise ValueError(f"`penalty` must be below 0. Received: penalty={penalty}")
+        if not (isinstance(random_epochs, int) and random_epochs >= 0):
+            raise ValueError(
+                "`random_epochs` must be an int of at least 0. Received: random_epochs="
+                f"{random_epochs}"
+            )
         self.agent_data, self.batches, self.every = agent_data, batches, every
         self.settle_at, self.learning_rate = settle, learning_rate
-        self.penalty, self.seed = penalty, seed
-        self._learner = None
+        self.penalty, self.random_epochs, self.seed = penalty, random_epochs, seed
+        self._learner = self._drawing = None
 
     def set_model(self, model):
         super().set_model(model)
@@ -96,7 +107,13 @@ class PolicyTraining(keras.callbacks.Callback):
                 "Agents learn on one device. Received: a model on "
                 f"{self.model.distribute_strategy.num_replicas_in_sync} replicas."
             )
-        self.gates = gates
+        if self.random_epochs and gates[0].policy.agent_type != "groups":
+            raise ValueError(
+                "Only agents that choose groups choose at random. Received: "
+                f"random_epochs={self.random_epochs}, agents of ratios. Wrap with "
+                'agent="groups", or use random_epochs=0.'
+            )
+        self.gates, self._drawing = gates, None
         self._learner = Learner(
             self.model, self.gates, self.learning_rate, self.penalty, self.seed
         )
@@ -107,8 +124,17 @@ class PolicyTraining(keras.callbacks.Callback):
                 f"{self.params['epochs']}.",
                 stacklevel=2,
             )
+        if self.random_epochs >= self.params["epochs"]:
+            warnings.warn(
+                "Agents choose at random in all epochs of this `fit`, and will not "
+                f"learn. Received: random_epochs={self.random_epochs}, epochs="
+                f"{self.params['epochs']}.",
+                stacklevel=2,
+            )
 
     def on_epoch_begin(self, epoch, logs=None):
+        if epoch < self.random_epochs:
+            self._draw(epoch)
         if self._is_settled():
             return
         update_features(self.model, self.gates, self._first_batch())
@@ -116,6 +142,9 @@ class PolicyTraining(keras.callbacks.Callback):
             settle(self.gates)
 
     def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 < self.random_epochs:
+            return
+        self._stop_drawing()
         # After the last epoch nothing would learn to live with what agents have learned.
         is_last = epoch + 1 >= self.params["epochs"]
         if is_last or (epoch + 1) % self.every:
@@ -123,6 +152,23 @@ class PolicyTraining(keras.callbacks.Callback):
         found = self._learner.phase(self._progress(self._some_batches()))
         if logs is not None:
             logs.update(found)
+
+    def on_train_end(self, logs=None):
+        self._stop_drawing()
+
+    def _draw(self, epoch) -> None:
+        if self._drawing is None:
+            self._drawing = tf.random.Generator.from_seed(0)
+            self.gates[0].policy.choose_at_random(self._drawing)
+            self.model.make_train_function(force=True)
+        # Of the epoch alone, so that a `fit` can go on from any.
+        self._drawing.reset_from_seed(self.seed + 7919 * (epoch + 1))
+
+    def _stop_drawing(self) -> None:
+        if self._drawing is not None:
+            self._drawing = None
+            self.gates[0].policy.choose_at_random(None)
+            self.model.make_train_function(force=True)
 
     def _is_settled(self) -> bool:
         policy = self.gates[0].policy

@@ -9,6 +9,8 @@ from keras import layers, ops
 _UNITS = 128
 # A standard deviation of 0.018: ratios move little from what the mean says.
 _LOG_DEVIATION = -4.0
+# The share of choices of groups that are drawn at random to learn from.
+EXPLORATION = 0.1
 _CELLS = {"rnn": layers.SimpleRNNCell, "lstm": layers.LSTMCell, "none": None}
 
 
@@ -190,7 +192,7 @@ class GroupAgent(Walker):
     def __init__(self, state_sizes, groups=4, cell="rnn", **kwargs):
         super().__init__(state_sizes, cell, **kwargs)
         self.groups = groups
-        self.exploration = 0.1
+        self.exploration = EXPLORATION
         self.worth = layers.Dense(groups, dtype="float32")
         self.worth.build((None, _UNITS))
         self.built = True

@@ -170,14 +170,15 @@ class RuntimeGate(keras.layers.Layer):
         known = predicted * ops.cast(self.stored, "float32")
         return ops.concatenate([pooled, known], axis=-1)
 
-    def ratios(self, pooled, predicted, hidden):
+    def ratios(self, pooled, predicted, hidden, training=False):
         """Returns `(ratios of images, ratios of the layer, hidden)`."""
         if self.policy is None:
             ratio = tf.repeat(
                 ops.convert_to_tensor(self.keep_ratio)[None], images_in(pooled)
             )
             return ratio, ops.ones_like(ratio), None
-        return self.policy.decide(self.number, self.state(pooled, predicted), hidden)
+        state = self.state(pooled, predicted)
+        return self.policy.decide(self.number, state, hidden, training)
 
     def count(self, ratios):
         """Returns how many blocks stay of those that are stored.
@@ -228,13 +229,13 @@ class RuntimeGate(keras.layers.Layer):
 
     # The gate -----------------------------------------------------------------------
 
-    def call(self, inputs, source, hidden=None):
+    def call(self, inputs, source, hidden=None, training=False):
         pooled = pool(source)
         if hidden is None and self.policy is not None:
             hidden = self.policy.begin(images_in(pooled))
         predicted = self.predictions(pooled)
         static = self.static_scores() if self.has_static_part else None
-        ratios, static_ratios, hidden = self.ratios(pooled, predicted, hidden)
+        ratios, static_ratios, hidden = self.ratios(pooled, predicted, hidden, training)
         mask = self.mask(predicted, static, ratios, static_ratios)
         if self.on_mask is not None:
             mask = self.on_mask(self, mask)

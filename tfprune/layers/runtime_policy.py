@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from tfprune.layers.agents import Agent, GroupAgent
+from tfprune.layers.agents import EXPLORATION, Agent, GroupAgent
 
 _AGENTS = ("gaussian", "groups")
 
@@ -98,6 +98,7 @@ class RuntimePolicy(keras.layers.Layer):
             self.make_optimizers()
         self._recorder = Recorder()
         self._is_recording = False
+        self._drawing = None
         self.built = True
 
     def _add(self, name, shape, dtype):
@@ -137,13 +138,14 @@ class RuntimePolicy(keras.layers.Layer):
         hidden = [each for agent in self.agents for each in agent.begin(samples)]
         return ops.concatenate(hidden, axis=-1)
 
-    def decide(self, number: int, state, hidden) -> tuple:
+    def decide(self, number: int, state, hidden, training=False) -> tuple:
         """Returns the ratios that stay at a gate, and what the next gate is given.
 
         Args:
             number: int: which gate.
             state: float32 tensor of shape `(samples, state_sizes[number])`.
             hidden: what the gate before returned, or `begin`.
+            training: whether the network is being trained.
 
         Returns:
             `(ratios of images, ratios of the layer, hidden)`, the ratios of shape
@@ -163,7 +165,7 @@ class RuntimePolicy(keras.layers.Layer):
                 decision["static_state"] = state
             heads, part[:] = agent.step(number, state, part)
             kind = "actions" if agent is self.agent else "static_actions"
-            decision[kind], ratio = agent.act(heads, self._generator)
+            decision[kind], ratio = agent.act(heads, self._generator(training))
             ratios.append(ratio)
         decision["ratios"], decision["static_ratios"] = ratios
         if self._is_recording:
@@ -181,9 +183,21 @@ class RuntimePolicy(keras.layers.Layer):
         own = len(self.agent.begin(1)) if self.agent is not None else 0
         return [tensors[:own], tensors[own:]]
 
-    @property
-    def _generator(self):
-        return self._recorder.generator if self._is_recording else None
+    def _generator(self, training):
+        if self._is_recording:
+            return self._recorder.generator
+        return self._drawing if training else None
+
+    def choose_at_random(self, generator) -> None:
+        """Lets the agent choose at random where the network trains, or as it holds best.
+
+        Functions that were traced before do as before.
+
+        Args:
+            generator: `tf.random.Generator`; None for what the agent holds best.
+        """
+        self._drawing = generator
+        self.agent.exploration = EXPLORATION if generator is None else 1.0
 
     @contextlib.contextmanager
     def recording(self, generator=None):
