@@ -3,8 +3,9 @@
     --only speed      M-CifarNet, a VGG-like network at 112x112 and a residual block, at
                       a quarter, a half and three quarters of their channels: every mode
                       beside dense, masked and statically compacted ones
-    --only guard      three layers on maps of several sizes: gathered blocks beside dense
-                      ones that are masked, which is what `deploy`'s limits are about
+    --only guard      three layers on maps of several sizes: up to which share of the
+                      channels choosing their weights takes less time than all channels
+                      do that are masked, and the `overhead` for `deploy` in that
     --only accuracy   CIFAR-10 with a small network: FBS and its random control, RNP,
                       FPGM, and static and runtime pruning by agents, beside the rows
                       that were published for M-CifarNet
@@ -136,9 +137,9 @@ def modes(model, keep):
         "static": tfprune.compact(graph, masks, optimize=True),
         "masked, FBS": deploy(fbs, "mask"),
         "masked, agent": deploy(agent, "mask"),
-        "block, FBS": deploy(fbs, "block", max_keep=1.0),
-        "block, agent": deploy(agent, "block", max_keep=1.0),
-        "prefix": deploy(prefix, "prefix", max_keep=1.0),
+        "block, FBS": deploy(fbs, "block", overhead=0),
+        "block, agent": deploy(agent, "block", overhead=0),
+        "prefix": deploy(prefix, "prefix", overhead=0),
         "bucket": deploy(widths, "bucket"),
     }
 
@@ -207,7 +208,7 @@ def _in_a_process(options, *arguments):
     return json.loads(output.splitlines()[-1])
 
 
-# What gathering costs ----------------------------------------------------------------
+# When choosing weights pays ----------------------------------------------------------
 
 # Side of the map, and channels.
 MAPS = (
@@ -220,7 +221,8 @@ MAPS = (
     (14, 256),
     (28, 128),
 )
-RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9)
+SHARES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9)
+CHOOSING = {"block": {}, "prefix": {"selection": "prefix"}}
 
 
 def three_layers(side, channels):
@@ -231,33 +233,43 @@ def three_layers(side, channels):
 
 
 def guard(options):
-    for side, channels in MAPS:
-        found = _in_a_process(options, "guard", side, channels)
-        detail = ", ".join(f"{100 * keep:.0f} %: {x:.2f}" for keep, x in found)
-        claim = f"{side}x{side} maps of {channels}: half in blocks"
-        half = dict(found)[0.5]
-        yield structure.Row(claim, half, None, "x masked", detail)
+    for mode in CHOOSING:
+        for side, channels in MAPS:
+            found = _in_a_process(options, mode, side, channels)
+            yield _guard_row(mode, side, channels, found)
 
 
-def time_guard(side, channels, rounds):
-    """Returns `[(ratio kept, time of gathered blocks over that of masked ones)]`."""
+def _guard_row(mode, side, channels, found):
+    """A row with the share of channels up to which choosing their weights pays."""
+    keeps, ratios = np.array(found).T
+    pays = np.interp(1, np.maximum.accumulate(ratios), keeps)
+    overhead = side**2 * (1 / pays**2 - 1)
+    detail = f"overhead {overhead:.0f} places; time over that of masked ones: "
+    detail += ", ".join(f"{100 * keep:.0f} % {x:.2f}" for keep, x in found)
+    return structure.Row(
+        f"{mode}: {side}x{side} maps of {channels}", pays, None, "kept", detail
+    )
+
+
+def time_guard(mode, side, channels, rounds):
+    """Returns `[(share kept, time of chosen channels over that of masked ones)]`."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     model = three_layers(side, channels)
     image = tf.constant(np.random.default_rng(0).random((1, side, side, channels), "f"))
     functions = []
-    for keep in RATIOS:
-        arguments = {"agent": None, "block": 16, "keep_ratio": keep}
+    for keep in SHARES:
+        arguments = {"agent": None, "block": 16, "keep_ratio": keep, **CHOOSING[mode]}
         gated = tfprune.prune_wrap(model, RuntimeGate, **arguments)
-        for limits in ({"min_places": 0, "max_keep": 1.0}, {"max_keep": 0.0}):
-            fast = deploy(gated, "block", **limits)
+        for overhead in (0, 1e9):
+            fast = deploy(gated, mode, overhead=overhead)
             call = tf.function(lambda x, fast=[fast]: fast[0](x, training=False))
             functions.append(_caller(call.get_concrete_function(image), image))
     for call in functions:
         call()
     seconds = interleave(functions, rounds, time.process_time)
     ratios = np.median(seconds[:, ::2] / seconds[:, 1::2], axis=0)
-    return list(zip(RATIOS, ratios.tolist(), strict=True))
+    return list(zip(SHARES, ratios.tolist(), strict=True))
 
 
 # Accuracy --------------------------------------------------------------------------
@@ -294,6 +306,12 @@ def _agents(base, images, options, seed, random_epochs=0, **arguments):
     return fit(model, images, options, seed, options.epochs, 1e-3, learning)
 
 
+def _dense(base, images, options, seed):
+    model = keras.models.clone_model(base)
+    model.set_weights(base.get_weights())
+    return fit(model, images, options, seed, options.epochs, 1e-3)
+
+
 def _fpgm(base, images, options, seed):
     graph = tfprune.Graph(base)
     budget = tfprune.Budget(sparsity=0.5)
@@ -316,9 +334,7 @@ def _by_agents(**arguments):
 
 
 METHODS = {
-    "dense, trained on": lambda base, images, options, seed: fit(
-        keras.models.clone_model(base), images, options, seed, options.epochs, 1e-3
-    ),
+    "dense, trained on": _dense,
     "FBS": _gated(),
     "FBS, random channels": _gated(RandomGate),
     "RNP": _by_agents(agent="groups", selection="prefix", random_epochs=2),
@@ -421,8 +437,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.child:
         what, first, second = options.child
-        if what == "guard":
-            found = time_guard(int(first), int(second), options.rounds)
+        if what in CHOOSING:
+            found = time_guard(what, int(first), int(second), options.rounds)
         else:
             found = time_modes(what, float(first), options.rounds, int(second))
         print(json.dumps(found))

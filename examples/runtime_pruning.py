@@ -56,7 +56,7 @@ def main(width=32, epochs=(15, 30)):
     model.fit(train, epochs=epochs[1], callbacks=[agents])
 
     small = tfprune.compact(model)
-    fast = tfprune.runtime.deploy(small, min_places=16)
+    fast = tfprune.runtime.deploy(small)
     with tempfile.TemporaryDirectory() as folder:
         path = tfprune.export(fast, Path(folder) / "fast")
         artefact = tf.saved_model.load(str(path))

@@ -17,7 +17,10 @@ KINDS = {
     "static": ({"keep_ratio": 0.5, "runtime_ratio": 0.0}, "block"),
     "first": ({"agent": None, "keep_ratio": 0.5, "selection": "prefix"}, "prefix"),
     "groups": ({"agent": "groups", "selection": "prefix"}, "prefix"),
-    "network": ({"per_network": True, "selection": "prefix"}, "prefix"),
+    "network": (
+        {"per_network": True, "selection": "prefix", "keep_ratio": 0.6},
+        "prefix",
+    ),
     "widths": (
         {"per_network": True, "selection": "prefix", "agent": "groups"},
         "bucket",

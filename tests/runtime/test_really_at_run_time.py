@@ -68,7 +68,7 @@ def test_masks_are_those_of_the_image(trained):
 
 def test_the_exported_model_chooses_by_the_image(trained, tmp_path):
     model, x, y = trained
-    fast = tfprune.runtime.deploy(model, min_places=0)
+    fast = tfprune.runtime.deploy(model, overhead=0)
     tfprune.export(fast, tmp_path / "fast")
     artefact = tf.saved_model.load(tmp_path / "fast")
     logits = np.concatenate([artefact.serve(image[None]) for image in x])

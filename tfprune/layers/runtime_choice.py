@@ -177,10 +177,7 @@ class RuntimeChoice(keras.layers.Layer):
             "limit": int(gate.limit),
         }
         if policy is None or policy.agent is None:
-            fixed = gate.count(
-                np.float32([gate.expected_keep if policy is None else 1])
-            )
-            choice = cls(kind="fixed", counts=[int(fixed[0])], **settings)
+            choice = cls(kind="fixed", counts=[gate.expected_count], **settings)
         elif policy.per_network and gate.number:
             choice = cls(kind="given", **settings)
         else:

@@ -135,9 +135,18 @@ class RuntimeGate(keras.layers.Layer):
         return self.selection == "top"
 
     @property
-    def expected_keep(self) -> float:
-        """The ratio of channels that stay as far as is known without an image."""
-        return float(self.keep_ratio if self.policy is None else self.policy.keep_ratio)
+    def looks_back(self) -> bool:
+        """Whether it is called on what its convolution makes, and decides by that."""
+        is_first = (
+            self.policy is not None and self.policy.per_network and not self.number
+        )
+        return is_first and self.selection == "prefix"
+
+    @property
+    def expected_count(self) -> int:
+        """How many blocks stay, as far as is known without an image."""
+        ratio = self.keep_ratio if self.policy is None else self.policy.expected_keep
+        return int(self.count(np.float32([ratio]))[0])
 
     def ranks(self) -> np.ndarray:
         """Returns the place of each channel in the order of a prefix."""
@@ -165,10 +174,10 @@ class RuntimeGate(keras.layers.Layer):
 
     def state(self, pooled, predicted):
         """Returns what the policy is told of the images at this gate."""
+        stored = ops.cast(self.stored, "float32")
         if self.selection == "prefix":
-            return pooled
-        known = predicted * ops.cast(self.stored, "float32")
-        return ops.concatenate([pooled, known], axis=-1)
+            return pooled * stored if self.looks_back else pooled
+        return ops.concatenate([pooled, predicted * stored], axis=-1)
 
     def ratios(self, pooled, predicted, hidden, training=False):
         """Returns `(ratios of images, ratios of the layer, hidden)`."""

@@ -118,6 +118,13 @@ class RuntimePolicy(keras.layers.Layer):
         return [each for each in (self.agent, self.static_agent) if each is not None]
 
     @property
+    def expected_keep(self) -> float:
+        """The ratio of images, as far as is known without one."""
+        if self.agent_type == "groups":
+            return (self.groups + 1) / (2 * self.groups)
+        return 1.0 if self.agent is None else self.keep_ratio
+
+    @property
     def hidden_size(self) -> int:
         """How many numbers of each image go from gate to gate."""
         return int(self.begin(1).shape[-1])

@@ -1,7 +1,8 @@
 """Deployed models: what runtime gates close is not computed."""
 
+import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
@@ -28,8 +29,8 @@ from tfprune.surgery.rebuild import copy_model, copy_operation_like, copy_state
 from tfprune.surgery.rewrites import faster
 
 _MODES = ("mask", "block", "prefix", "bucket")
-# Smaller maps, and higher ratios, do not win back what choosing weights costs.
-MIN_PLACES, MAX_KEEP = 49, 0.8
+# Measured by `benchmarks/runtime_pruning.py --only guard`.
+_OVERHEADS = {"block": 50.0, "prefix": 20.0}
 _PASSING = (
     layers.AveragePooling2D,
     layers.MaxPooling2D,
@@ -46,8 +47,7 @@ def deploy(
     model: keras.Model,
     mode: str = "block",
     batches: bool = False,
-    min_places: int = MIN_PLACES,
-    max_keep: float = MAX_KEEP,
+    overhead: float | None = None,
 ) -> keras.Model:
     """Returns a model for inference that skips what its runtime gates close.
 
@@ -67,9 +67,11 @@ def deploy(
             - `"mask"` computes everything, and saves nothing.
         batches: whether batches of several images are run, one image after the other.
             Otherwise a batch must be one image. Defaults to False.
-        min_places: int. Layers with smaller maps compute all channels, which is quicker
-            there, and mask them.
-        max_keep: float. So do layers that keep more than this.
+        overhead: float. What choosing the weights of a layer costs, as the number of
+            places of its map at which it could convolve with all of them instead. Where
+            that is not won back, on small maps and where much is kept, a layer computes
+            all channels and masks them. By default 50 for blocks and 20 for the first
+            channels; 0 skips wherever anything is closed.
 
     Returns:
         A new model, uncompiled, not to be trained.
@@ -93,7 +95,15 @@ def deploy(
     if mode == "bucket":
         new = bucketed(plain)
     else:
-        new = _Deployment(plain, mode, min_places, max_keep).model
+        overhead = _OVERHEADS[mode] if overhead is None else overhead
+        deployment = _Deployment(plain, mode, overhead)
+        new = deployment.model
+        if not deployment.skips:
+            warnings.warn(
+                "No layer skips work: their maps are too small, or too much is kept, to "
+                f"win back what choosing weights costs. Received: overhead={overhead}.",
+                stacklevel=2,
+            )
     return _for_images(new, batches)
 
 
@@ -148,6 +158,7 @@ class _Value:
     tensor: object
     narrow: Narrow | None = None
     numbers: object = None
+    keep: float = 1.0
 
     @property
     def arguments(self) -> tuple:
@@ -157,8 +168,8 @@ class _Value:
 class _Deployment:
     """One walk over a model with gates, in which a new one is made."""
 
-    def __init__(self, model, mode: str, min_places: int, max_keep: float):
-        self._mode, self._limits = mode, (min_places, max_keep)
+    def __init__(self, model, mode: str, overhead: float):
+        self._mode, self._overhead, self.skips = mode, overhead, False
         self._widened, self._copies = {}, {}
         self._hidden = None
         functional = as_functional(model)
@@ -189,9 +200,7 @@ class _Deployment:
             self._values[id(node.outputs[0])] = _Value(conv(*value.arguments))
         elif is_narrow and _passes(operation):
             tensor = self._copy(operation)(value.tensor)
-            self._values[id(node.outputs[0])] = _Value(
-                tensor, value.narrow, value.numbers
-            )
+            self._values[id(node.outputs[0])] = replace(value, tensor=tensor)
         else:
             self._as_it_was(node)
 
@@ -229,10 +238,7 @@ class _Deployment:
         gate, maker = node.operation, self._makers[id(node)]
         value = self._values[id(maker.input_tensors[0])]
         places = int(np.prod(node.input_tensors[0].shape[1:-1]))
-        made, source = node.input_tensors[:2]
-        conv = self._convolution(
-            maker.operation, value, gate, places, looks_back=made is source
-        )
+        conv = self._convolution(maker.operation, value, gate, places)
         arguments = list(value.arguments)
         is_told = conv.choice.hidden_size > 0
         if is_told and self._hidden is not None:
@@ -240,16 +246,19 @@ class _Deployment:
         outputs = [*tree.flatten(conv(*arguments))]
         if is_told:
             self._hidden = outputs.pop()
-        self._values[id(node.outputs[0])] = _Value(outputs[0], conv.makes, *outputs[1:])
+        numbers = outputs[1] if len(outputs) > 1 else None
+        keep = _share(gate) if conv.makes else 1.0
+        made = _Value(outputs[0], conv.makes, numbers, keep)
+        self._values[id(node.outputs[0])] = made
 
-    def _convolution(self, old, value: _Value, gate=None, places=0, looks_back=False):
+    def _convolution(self, old, value: _Value, gate=None, places=0):
         """Returns the new convolution, with the weights of the old one."""
         settings = {"reads": value.narrow}
         vectors = [np.zeros(old.filters) if old.bias is None else old.bias.numpy()]
         if gate is not None:
             settings.update(choice=RuntimeChoice.of(gate), block=gate.block)
-            settings["makes"] = self._made(old, gate, places)
-            settings["looks_back"] = looks_back
+            settings["makes"] = self._made(old, value, gate, places)
+            settings["looks_back"] = gate.looks_back
             if not gate.predicts:
                 settings["places"] = gate.ranks().tolist()
             else:
@@ -267,14 +276,20 @@ class _Deployment:
         conv.assign(old.kernel.numpy(), np.stack(vectors))
         return conv
 
-    def _made(self, old, gate, places: int) -> Narrow | None:
+    def _made(self, old, value: _Value, gate, places: int) -> Narrow | None:
         """Returns what a convolution makes of its channels, None if it makes all."""
-        min_places, max_keep = self._limits
-        if places < min_places or gate.expected_keep > max_keep:
+        share = value.keep * _share(gate)
+        if share * (places + self._overhead) >= places:
             return None
+        self.skips = True
         if self._mode == "block":
             return Narrow(old.filters, gate.block)
         return Narrow(old.filters, 0, tuple(gate.ranks().tolist()))
+
+
+def _share(gate) -> float:
+    """Returns the share of what is stored that is expected to stay."""
+    return gate.expected_count / int(gate.limit)
 
 
 def _passes(operation) -> bool:

@@ -151,9 +151,7 @@ class _Wrapping:
         gate = self._kind(name=f"{maker.name}_gate", number=number, **self._arguments)
         self._gates[id(node.operation)] = gate
         source = tensors[id(place.convolution.node.input_tensors[0])]
-        policy = self._arguments.get("policy")
-        if number == 0 and policy and policy.per_network and not self._takes_over:
-            # The decision for all layers looks at what the first one makes.
+        if gate.looks_back:
             source = outputs
         if not self._has_policy:
             return gate(outputs, source)
