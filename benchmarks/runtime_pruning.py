@@ -243,8 +243,9 @@ def _guard_row(mode, side, channels, found):
     """A row with the share of channels up to which choosing their weights pays."""
     keeps, ratios = np.array(found).T
     pays = np.interp(1, np.maximum.accumulate(ratios), keeps)
-    overhead = side**2 * (1 / pays**2 - 1)
-    detail = f"overhead {overhead:.0f} places; time over that of masked ones: "
+    detail = f"overhead {side**2 * (1 / pays**2 - 1):.0f} places"
+    detail = f"below {detail}" if ratios.max() < 1 else detail
+    detail += "; time over that of masked ones: "
     detail += ", ".join(f"{100 * keep:.0f} % {x:.2f}" for keep, x in found)
     return structure.Row(
         f"{mode}: {side}x{side} maps of {channels}", pays, None, "kept", detail
@@ -293,14 +294,14 @@ def fit(model, images, options, seed, epochs, rate, *callbacks):
     return model
 
 
-def _agents(base, images, options, seed, random_epochs=0, **arguments):
+def _agents(base, images, options, seed, warm_up=0.25, **arguments):
     model = tfprune.prune_wrap(base, RuntimeGate, **arguments)
     data = images.batches(128, seed, options.images)
     learning = tfprune.callbacks.PolicyTraining(
         data,
         batches=options.phase,
         learning_rate=options.agent_rate,
-        random_epochs=random_epochs,
+        warm_up=warm_up,
         seed=seed,
     )
     return fit(model, images, options, seed, options.epochs, 1e-3, learning)
@@ -322,9 +323,9 @@ def _fpgm(base, images, options, seed):
 
 def _gated(kind=RuntimeGate):
     def train(base, images, options, seed):
-        arguments = {"agent": None, "keep_ratio": 0.5, "rectify": True}
-        model = tfprune.prune_wrap(base, kind, **arguments)
-        return fit(model, images, options, seed, options.epochs, 1e-3)
+        model = tfprune.prune_wrap(base, kind, agent=None, rectify=True)
+        lower = tfprune.callbacks.KeepRatioSchedule(0.5)
+        return fit(model, images, options, seed, options.epochs, 1e-3, lower)
 
     return train
 
@@ -337,7 +338,7 @@ METHODS = {
     "dense, trained on": _dense,
     "FBS": _gated(),
     "FBS, random channels": _gated(RandomGate),
-    "RNP": _by_agents(agent="groups", selection="prefix", random_epochs=2),
+    "RNP": _by_agents(agent="groups", selection="prefix", warm_up=2),
     "FPGM": _fpgm,
     "agents, R=1": _by_agents(keep_ratio=0.5),
     "agents, R=0.5": _by_agents(keep_ratio=0.5, runtime_ratio=0.5),

@@ -7,7 +7,7 @@ import tensorflow as tf
 from gated import gates_in, small_network
 
 import tfprune
-from tfprune.callbacks import PolicyTraining
+from tfprune.callbacks import PolicyTraining, Preflight
 from tfprune.layers import RuntimeGate
 from tfprune.runtime.learning import Learner
 from tfprune.runtime.work import seeing_masks
@@ -84,7 +84,7 @@ def test_epochs_leave_agents_alone_and_phases_the_network(data):
 
 
 @pytest.mark.parametrize(
-    ("kind", "arguments"), [("both", {"settle": 3}), ("groups", {"random_epochs": 3})]
+    ("kind", "arguments"), [("both", {"settle": 3}), ("groups", {"warm_up": 3})]
 )
 def test_a_fit_that_goes_on_is_the_one_that_was_not_interrupted(
     kind, arguments, data, tmp_path
@@ -111,8 +111,9 @@ def test_a_fit_that_goes_on_is_the_one_that_was_not_interrupted(
             np.testing.assert_array_equal(old, new, err_msg=old.path)
 
 
-def test_choices_at_random_are_for_training_alone():
-    model = wrapped(**KINDS["groups"])
+@pytest.mark.parametrize(("kind", "found"), [("groups", 4), ("both", 1)])
+def test_agents_have_no_say_while_the_network_warms_up(kind, found):
+    model = wrapped(**KINDS[kind])
     x = np.ones((64, 12, 12, 3), "float32")
     policy = gates_in(model)[0].policy
 
@@ -120,19 +121,19 @@ def test_choices_at_random_are_for_training_alone():
         seen = {}
 
         def see(gate, mask):
-            seen[gate.name] = mask.numpy().sum(axis=-1)
+            seen[gate.name] = mask.numpy().sum(axis=-1) / gate.channels
             return mask
 
         with seeing_masks(model, see):
             model(x, training=training)
-        return [len(set(each)) for each in seen.values()]
+        return [set(each) for each in seen.values()]
 
-    assert widths(True) == [1] * 3
-    policy.choose_at_random(tf.random.Generator.from_seed(0))
-    assert widths(True) == [4] * 3
-    assert widths(False) == [1] * 3
-    policy.choose_at_random(None)
-    assert widths(True) == [1] * 3
+    assert [len(each) for each in widths(True)] == [1] * 3
+    policy.warming_up = tf.random.Generator.from_seed(0)
+    assert [len(each) for each in widths(True)] == [found] * 3
+    assert [len(each) for each in widths(False)] == [1] * 3
+    if kind == "both":
+        assert widths(True) == [{1.0}] * 3 and {1.0} not in widths(False)
 
 
 class Widths(keras.callbacks.Callback):
@@ -157,24 +158,22 @@ class Widths(keras.callbacks.Callback):
         return tf.ensure_shape(seen, mask.shape)
 
 
-def test_agents_learn_after_the_network_has_met_every_choice(data):
+def test_agents_learn_after_the_network_has_met_every_choice(data, capsys):
     model = wrapped(**KINDS["groups"], layers="conv2d")
     agent, widths = gates_in(model)[0].policy.agent, Widths()
     # What it holds best is the same for all images.
     agent.worth.set_weights([np.zeros((128, 4)), np.eye(4)[2]])
     model.fit(data, epochs=1, verbose=0)
     with seeing_masks(model, widths.see):
-        callbacks = [widths, PolicyTraining(data, random_epochs=2)]
+        callbacks = [widths, PolicyTraining(data, warm_up=2), Preflight()]
         logs = model.fit(data, epochs=4, verbose=0, callbacks=callbacks).history
+    assert "learn in 2 phases between 4 epochs, the first 2" in capsys.readouterr().out
     counts = [len(widths.seen[epoch]) for epoch in range(4)]
     assert counts == [4, 4, 1, 1]
     assert len(logs["agent_loss"]) == 2
-    assert agent.exploration < 1
     with pytest.warns(UserWarning, match="will not learn"):
-        training = PolicyTraining(data, random_epochs=1)
+        training = PolicyTraining(data, warm_up=1)
         model.fit(data, verbose=0, callbacks=[training])
-    with pytest.raises(ValueError, match="random_epochs=1"):
-        wrapped().fit(data, verbose=0, callbacks=[training])
 
 
 def learned(sign, rounds):
@@ -219,7 +218,7 @@ def test_bad_arguments(data):
         ({"every": 0}, "every"),
         ({"settle": 1.5}, "settle"),
         ({"penalty": 0.1}, "penalty"),
-        ({"random_epochs": -1}, "random_epochs"),
+        ({"warm_up": -1}, "warm_up"),
     ):
         with pytest.raises(ValueError, match=f"`{name}`"):
             PolicyTraining(data, **arguments)

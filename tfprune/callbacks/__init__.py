@@ -1,5 +1,8 @@
 """Callbacks: what changes masks during `fit`."""
 
+from tfprune.callbacks.keep_ratio_schedule import (
+    KeepRatioSchedule as KeepRatioSchedule,
+)
 from tfprune.callbacks.mask_summaries import MaskSummaries as MaskSummaries
 from tfprune.callbacks.mask_training import MaskTraining as MaskTraining
 from tfprune.callbacks.network_surgery import NetworkSurgery as NetworkSurgery

@@ -35,9 +35,11 @@ class PolicyTraining(keras.callbacks.Callback):
             which needs as many phases as the paper has; shorter runs need more.
         penalty: float below 0. What a further group of channels costs, with agents that
             choose groups. Defaults to -0.1.
-        random_epochs: int. Epochs at first in which agents that choose groups choose at
-            random, and do not learn: the network learns to live with every choice.
-            Defaults to 0.
+        warm_up: int or float. The epochs at first, or the fraction of all epochs, in
+            which agents have no say and do not learn: with agents of ratios all
+            channels stay, so that predictions learn what each is worth, and choices of
+            groups are made at random, so that the network learns to live with every
+            one. Defaults to 0.25.
         seed: int.
 
     Logs: `agent_reward`, `agent_loss`, and the shares of multiply-accumulates and of
@@ -68,27 +70,24 @@ class PolicyTraining(keras.callbacks.Callback):
         settle=0.75,
         learning_rate=1e-6,
         penalty=-0.1,
-        random_epochs=0,
+        warm_up=0.25,
         seed=0,
     ):
         super().__init__()
         if not (isinstance(every, int) and every > 0):
             raise ValueError(f"`every` must be an int above 0. Received: every={every}")
-        if isinstance(settle, float) and not 0 <= settle <= 1:
-            raise ValueError(
-                f"`settle` must be an int or a float in [0, 1]. Received: {settle}"
-            )
+        for name, epochs in {"settle": settle, "warm_up": warm_up}.items():
+            if epochs < 0 or (isinstance(epochs, float) and epochs > 1):
+                raise ValueError(
+                    f"`{name}` must be an int of at least 0 or a float in [0, 1]. "
+                    f"Received: {name}={epochs}"
+                )
         if penalty >= 0:
             raise ValueError(f"`penalty` must be below 0. Received: penalty={penalty}")
-        if not (isinstance(random_epochs, int) and random_epochs >= 0):
-            raise ValueError(
-                "`random_epochs` must be an int of at least 0. Received: random_epochs="
-                f"{random_epochs}"
-            )
         self.agent_data, self.batches, self.every = agent_data, batches, every
         self.settle_at, self.learning_rate = settle, learning_rate
-        self.penalty, self.random_epochs, self.seed = penalty, random_epochs, seed
-        self._learner = self._drawing = None
+        self.penalty, self.warm_up, self.seed = penalty, warm_up, seed
+        self._learner = self._generator = None
 
     def set_model(self, model):
         super().set_model(model)
@@ -107,44 +106,38 @@ class PolicyTraining(keras.callbacks.Callback):
                 "Agents learn on one device. Received: a model on "
                 f"{self.model.distribute_strategy.num_replicas_in_sync} replicas."
             )
-        if self.random_epochs and gates[0].policy.agent_type != "groups":
-            raise ValueError(
-                "Only agents that choose groups choose at random. Received: "
-                f"random_epochs={self.random_epochs}, agents of ratios. Wrap with "
-                'agent="groups", or use random_epochs=0.'
-            )
-        self.gates, self._drawing = gates, None
+        self.gates, self._generator = gates, None
         self._learner = Learner(
             self.model, self.gates, self.learning_rate, self.penalty, self.seed
         )
-        if not self._is_settled() and self._settling_epoch() >= self.params["epochs"]:
+        last = self.params["epochs"]
+        if not self._is_settled() and self._epoch_of(self.settle_at) >= last:
             warnings.warn(
                 "What is static will not be settled in this `fit`, and can be neither "
                 f"compacted nor deployed. Received: settle={self.settle_at}, epochs="
-                f"{self.params['epochs']}.",
+                f"{last}.",
                 stacklevel=2,
             )
-        if self.random_epochs >= self.params["epochs"]:
+        if self._epoch_of(self.warm_up) >= last:
             warnings.warn(
-                "Agents choose at random in all epochs of this `fit`, and will not "
-                f"learn. Received: random_epochs={self.random_epochs}, epochs="
-                f"{self.params['epochs']}.",
+                "Agents have no say in all of this `fit`, and will not learn. Received: "
+                f"warm_up={self.warm_up}, epochs={last}.",
                 stacklevel=2,
             )
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch < self.random_epochs:
-            self._draw(epoch)
+        if epoch < self._epoch_of(self.warm_up):
+            self._warm_up(epoch)
         if self._is_settled():
             return
         update_features(self.model, self.gates, self._first_batch())
-        if epoch >= self._settling_epoch():
+        if epoch >= self._epoch_of(self.settle_at):
             settle(self.gates)
 
     def on_epoch_end(self, epoch, logs=None):
-        if epoch + 1 < self.random_epochs:
+        if epoch + 1 < self._epoch_of(self.warm_up):
             return
-        self._stop_drawing()
+        self._end_warm_up()
         # After the last epoch nothing would learn to live with what agents have learned.
         is_last = epoch + 1 >= self.params["epochs"]
         if is_last or (epoch + 1) % self.every:
@@ -154,30 +147,43 @@ class PolicyTraining(keras.callbacks.Callback):
             logs.update(found)
 
     def on_train_end(self, logs=None):
-        self._stop_drawing()
+        self._end_warm_up()
 
-    def _draw(self, epoch) -> None:
-        if self._drawing is None:
-            self._drawing = tf.random.Generator.from_seed(0)
-            self.gates[0].policy.choose_at_random(self._drawing)
-            self.model.make_train_function(force=True)
+    def summary(self):
+        """Returns what the current `fit` will do, as text."""
+        epochs, warm_up = self.params["epochs"], self._epoch_of(self.warm_up)
+        phases = sum(done >= warm_up for done in range(self.every, epochs, self.every))
+        text = (
+            f"PolicyTraining: agents of {len(self.gates)} gates learn in {phases} phases "
+            f"between {epochs} epochs, the first {warm_up} of which are without them"
+        )
+        if self._is_settled():
+            return text
+        settled = self._epoch_of(self.settle_at)
+        return f"{text}; what is static is chosen for good after epoch {settled}"
+
+    def _warm_up(self, epoch) -> None:
+        if self._generator is None:
+            self._generator = tf.random.Generator.from_seed(0)
+            self._let_go_of_agents(self._generator)
         # Of the epoch alone, so that a `fit` can go on from any.
-        self._drawing.reset_from_seed(self.seed + 7919 * (epoch + 1))
+        self._generator.reset_from_seed(self.seed + 7919 * (epoch + 1))
 
-    def _stop_drawing(self) -> None:
-        if self._drawing is not None:
-            self._drawing = None
-            self.gates[0].policy.choose_at_random(None)
-            self.model.make_train_function(force=True)
+    def _end_warm_up(self) -> None:
+        if self._generator is not None:
+            self._generator = None
+            self._let_go_of_agents(None)
+
+    def _let_go_of_agents(self, generator) -> None:
+        self.gates[0].policy.warming_up = generator
+        self.model.make_train_function(force=True)
 
     def _is_settled(self) -> bool:
         policy = self.gates[0].policy
         return policy.static_agent is None or bool(policy.settled.numpy())
 
-    def _settling_epoch(self) -> int:
-        if isinstance(self.settle_at, float):
-            return round(self.settle_at * self.params["epochs"])
-        return self.settle_at
+    def _epoch_of(self, time) -> int:
+        return round(time * self.params["epochs"]) if isinstance(time, float) else time
 
     def _some_batches(self):
         return itertools.islice(iter(self.agent_data), self.batches)

@@ -10,7 +10,7 @@ _UNITS = 128
 # A standard deviation of 0.018: ratios move little from what the mean says.
 _LOG_DEVIATION = -4.0
 # The share of choices of groups that are drawn at random to learn from.
-EXPLORATION = 0.1
+_EXPLORATION = 0.1
 _CELLS = {"rnn": layers.SimpleRNNCell, "lstm": layers.LSTMCell, "none": None}
 
 
@@ -58,6 +58,15 @@ class Walker(keras.layers.Layer):
         Args:
             heads: what they say, for each sample.
             generator: `tf.random.Generator` to explore with; None for the best.
+        """
+
+    @abc.abstractmethod
+    def warm_up(self, heads, generator) -> tuple:
+        """Returns `(actions, ratios)` from which the network learns at first.
+
+        Args:
+            heads: what the heads say, for each sample.
+            generator: `tf.random.Generator`.
         """
 
     def read(self, code):
@@ -165,6 +174,11 @@ class Agent(Walker):
             actions = actions + ops.exp(log_deviations) * noise
         return actions, self.clipped(actions)
 
+    def warm_up(self, heads, generator):
+        # All channels stay, as what is closed does not learn what it is worth.
+        ratios = ops.ones_like(heads[0])
+        return ratios, ratios
+
     def clipped(self, actions):
         """Returns the ratios that are carried out."""
         return ops.clip(actions, *self.limits)
@@ -192,7 +206,7 @@ class GroupAgent(Walker):
     def __init__(self, state_sizes, groups=4, cell="rnn", **kwargs):
         super().__init__(state_sizes, cell, **kwargs)
         self.groups = groups
-        self.exploration = EXPLORATION
+        self.exploration = _EXPLORATION
         self.worth = layers.Dense(groups, dtype="float32")
         self.worth.build((None, _UNITS))
         self.built = True
@@ -204,11 +218,18 @@ class GroupAgent(Walker):
         (worth,) = heads
         actions = ops.argmax(worth, axis=-1)
         if generator is not None:
-            shape = ops.shape(actions)
-            drawn = generator.uniform(shape, maxval=self.groups, dtype="int32")
-            explores = generator.uniform(shape) < self.exploration
+            drawn, _ = self.warm_up(heads, generator)
+            explores = generator.uniform(ops.shape(actions)) < self.exploration
             actions = ops.where(explores, drawn, ops.cast(actions, "int32"))
-        return actions, (ops.cast(actions, "float32") + 1) / self.groups
+        return actions, self._ratios(actions)
+
+    def warm_up(self, heads, generator):
+        shape = ops.shape(heads[0])[:-1]
+        drawn = generator.uniform(shape, maxval=self.groups, dtype="int32")
+        return drawn, self._ratios(drawn)
+
+    def _ratios(self, actions):
+        return (ops.cast(actions, "float32") + 1) / self.groups
 
     def get_config(self):
         return {**super().get_config(), "groups": self.groups}

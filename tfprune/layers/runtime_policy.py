@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from tfprune.layers.agents import EXPLORATION, Agent, GroupAgent
+from tfprune.layers.agents import Agent, GroupAgent
 
 _AGENTS = ("gaussian", "groups")
 
@@ -98,7 +98,8 @@ class RuntimePolicy(keras.layers.Layer):
             self.make_optimizers()
         self._recorder = Recorder()
         self._is_recording = False
-        self._drawing = None
+        # A generator while agents leave the network time to learn.
+        self.warming_up = None
         self.built = True
 
     def _add(self, name, shape, dtype):
@@ -172,7 +173,7 @@ class RuntimePolicy(keras.layers.Layer):
                 decision["static_state"] = state
             heads, part[:] = agent.step(number, state, part)
             kind = "actions" if agent is self.agent else "static_actions"
-            decision[kind], ratio = agent.act(heads, self._generator(training))
+            decision[kind], ratio = self._act(agent, heads, training)
             ratios.append(ratio)
         decision["ratios"], decision["static_ratios"] = ratios
         if self._is_recording:
@@ -190,21 +191,12 @@ class RuntimePolicy(keras.layers.Layer):
         own = len(self.agent.begin(1)) if self.agent is not None else 0
         return [tensors[:own], tensors[own:]]
 
-    def _generator(self, training):
+    def _act(self, agent, heads, training):
         if self._is_recording:
-            return self._recorder.generator
-        return self._drawing if training else None
-
-    def choose_at_random(self, generator) -> None:
-        """Lets the agent choose at random where the network trains, or as it holds best.
-
-        Functions that were traced before do as before.
-
-        Args:
-            generator: `tf.random.Generator`; None for what the agent holds best.
-        """
-        self._drawing = generator
-        self.agent.exploration = EXPLORATION if generator is None else 1.0
+            return agent.act(heads, self._recorder.generator)
+        if training and self.warming_up is not None:
+            return agent.warm_up(heads, self.warming_up)
+        return agent.act(heads)
 
     @contextlib.contextmanager
     def recording(self, generator=None):

@@ -30,7 +30,7 @@ from tfprune.surgery.rewrites import faster
 
 _MODES = ("mask", "block", "prefix", "bucket")
 # Measured by `benchmarks/runtime_pruning.py --only guard`.
-_OVERHEADS = {"block": 50.0, "prefix": 20.0}
+_OVERHEADS = {"block": 60.0, "prefix": 20.0}
 _PASSING = (
     layers.AveragePooling2D,
     layers.MaxPooling2D,
@@ -70,7 +70,7 @@ def deploy(
         overhead: float. What choosing the weights of a layer costs, as the number of
             places of its map at which it could convolve with all of them instead. Where
             that is not won back, on small maps and where much is kept, a layer computes
-            all channels and masks them. By default 50 for blocks and 20 for the first
+            all channels and masks them. By default 60 for blocks and 20 for the first
             channels; 0 skips wherever anything is closed.
 
     Returns:
