@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from checker import randomize
+from checker import profiled_macs, randomize
 from gated import KINDS, gates_in, images, small_network
 
 import tfprune
@@ -73,6 +73,27 @@ def test_stored_and_exported(kind, tmp_path):
     assert_same(np.concatenate(served), expected)
     with pytest.raises(tf.errors.InvalidArgumentError, match="must be one image"):
         artefact.serve(x)
+
+
+@pytest.mark.filterwarnings("ignore:No layer skips work")
+@pytest.mark.parametrize("kind", ["both", "rectified", "groups"])
+def test_costs_are_those_of_what_is_saved(kind, tmp_path):
+    model, mode = network(kind)
+    small = tfprune.compact(gated.store_some(model))
+    whole = deploy(small, mode, overhead=1e9)
+    fast = deploy(small, mode, overhead=0)
+    for name, each in {"small": small, "whole": whole, "fast": fast}.items():
+        cost = tfprune.cost(each)
+        assert cost.params == saved_params(each, tmp_path / name)
+        # Where widths depend on the image, that of one that needs all channels.
+        assert cost.macs == profiled_macs(whole if each is fast else each)
+    assert not tfprune.Graph(fast).skipped
+
+
+def saved_params(model, path):
+    artefact = tf.saved_model.load(tfprune.export(model, path))
+    # Recurrent cells of Keras hold a state of a generator for dropout.
+    return sum(np.prod(v.shape) for v in artefact.variables if "seed" not in v.name)
 
 
 @pytest.mark.parametrize("kind", ["agent"])
@@ -180,6 +201,9 @@ def test_one_of_the_models_in_buckets_runs():
     assert isinstance(buckets, Buckets) and len(buckets.models) == 4
     params = [each.count_params() for each in buckets.models]
     assert params == sorted(params) and params[0] < 0.5 * params[-1]
+    cost = tfprune.cost(deploy(model, mode))
+    assert cost.macs == tfprune.cost(model).macs
+    assert cost.params == deploy(model, mode).count_params()
 
 
 def test_buckets_of_a_network_that_goes_past_its_first_gate():

@@ -1,4 +1,4 @@
-"""The rule of runtime gates: predictions that read channels, and agents that do."""
+"""Rules of runtime gates, of what they and agents read, and of deployed layers."""
 
 import functools
 
@@ -7,6 +7,8 @@ import numpy as np
 from tfprune.graph.registry import register_rule
 from tfprune.graph.trace import Binding, Call, Tensor
 from tfprune.layers import RuntimeGate
+from tfprune.layers.one_image import Buckets
+from tfprune.layers.runtime_conv import RuntimeConv2D, Widen
 
 
 @register_rule(RuntimeGate)
@@ -24,6 +26,8 @@ def runtime_gate(call: Call, x: Tensor, source: Tensor, hidden: Tensor | None = 
         _tie_blocks(call, labels, gate.block)
     if gate.policy is not None:
         _bind_agent(call, gate, labels, source)
+    if gate.has_static_part:
+        _count_static_part(call, gate, labels)
     call.constants = functools.partial(_closed, gate)
     return [Tensor(call.outputs[0].shape, x.labels), *call.outputs[1:]]
 
@@ -55,6 +59,15 @@ def _bind_agent(call: Call, gate, labels, source: Tensor) -> None:
     call.settings = functools.partial(_settings, call, gate)
 
 
+def _count_static_part(call: Call, gate, labels) -> None:
+    """Counts the static agent's step and the scores of all channels."""
+    agent = gate.policy.static_agent
+    call.count_macs(agent.encoders[0].kernel, ())
+    call.count_product([(agent.macs_of_cell, None)])
+    for dense in gate.policy.importance.layers:
+        call.count_macs(dense.kernel, [(gate.channels, labels)])
+
+
 def _kept_labels(call: Call, size: int):
     labels = call.new_labels(size)
     call.lock(labels, f"read by the agent of {call.path!r} and never pruned")
@@ -76,3 +89,45 @@ def _closed(gate, *known):
     """Zero where nothing is stored, whatever comes in."""
     stored = gate.stored.numpy()
     return np.where(stored, np.nan, 0.0)
+
+
+# Deployed layers -------------------------------------------------------------------
+
+_DEPLOYED = "read by {!r}, which is deployed and no longer pruned"
+
+
+@register_rule(RuntimeConv2D)
+def runtime_conv(call: Call, x: Tensor, *told: Tensor):
+    """Counts what is computed for an image that needs all channels."""
+    conv = call.operation
+    call.lock(x.labels[-1], _DEPLOYED.format(call.path))
+    places = call.outputs[0].shape[1:-1]
+    sizes = (*conv.kernel_size, conv.channels, conv.filters, *places)
+    call.count_product([(size, None) for size in sizes])
+    if conv.choice is not None:
+        _count_choice(call, conv.choice)
+    return call.outputs
+
+
+@register_rule(Widen)
+def widen(call: Call, *told: Tensor):
+    return call.outputs
+
+
+@register_rule(Buckets)
+def buckets(call: Call, source: Tensor, inputs: Tensor | None = None):
+    """Counts the widest of the models."""
+    from tfprune.costs import cost
+
+    for x in (source, inputs):
+        if x is not None:
+            call.lock(x.labels[-1], _DEPLOYED.format(call.path))
+    _count_choice(call, call.operation.choice)
+    call.count_product([(cost(call.operation.models[-1]).macs, None)])
+    return call.outputs
+
+
+def _count_choice(call: Call, choice) -> None:
+    for weight in choice.weights:
+        if len(weight.shape) == 2:
+            call.count_macs(weight, ())

@@ -74,7 +74,8 @@ def deploy(
             channels; 0 skips wherever anything is closed.
 
     Returns:
-        A new model, uncompiled, not to be trained.
+        A new model, uncompiled, not to be trained. `tfprune.cost` counts what it does
+        for an image that needs all channels, `tfprune.runtime.work` says what others do.
 
     Raises:
         ValueError: if there are no gates, or they are not of the kind that the mode
