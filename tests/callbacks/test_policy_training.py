@@ -171,9 +171,15 @@ def test_agents_learn_after_the_network_has_met_every_choice(data, capsys):
     counts = [len(widths.seen[epoch]) for epoch in range(4)]
     assert counts == [4, 4, 1, 1]
     assert len(logs["agent_loss"]) == 2
+    # Agents that have learned have a say from the first epoch on.
+    with seeing_masks(model, widths.see):
+        widths.seen.clear()
+        callbacks = [widths, PolicyTraining(data, warm_up=1)]
+        model.fit(data, epochs=2, verbose=0, callbacks=callbacks)
+    assert len(widths.seen[0]) == 1
     with pytest.warns(UserWarning, match="will not learn"):
         training = PolicyTraining(data, warm_up=1)
-        model.fit(data, verbose=0, callbacks=[training])
+        wrapped().fit(data, verbose=0, callbacks=[training])
 
 
 def learned(sign, rounds):

@@ -39,7 +39,7 @@ class PolicyTraining(keras.callbacks.Callback):
             which agents have no say and do not learn: with agents of ratios all
             channels stay, so that predictions learn what each is worth, and choices of
             groups are made at random, so that the network learns to live with every
-            one. Defaults to 0.25.
+            one. None for agents that have learned already. Defaults to 0.25.
         seed: int.
 
     Logs: `agent_reward`, `agent_loss`, and the shares of multiply-accumulates and of
@@ -118,7 +118,7 @@ class PolicyTraining(keras.callbacks.Callback):
                 f"{last}.",
                 stacklevel=2,
             )
-        if self._epoch_of(self.warm_up) >= last:
+        if self._warm_up_epochs >= last:
             warnings.warn(
                 "Agents have no say in all of this `fit`, and will not learn. Received: "
                 f"warm_up={self.warm_up}, epochs={last}.",
@@ -126,7 +126,7 @@ class PolicyTraining(keras.callbacks.Callback):
             )
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch < self._epoch_of(self.warm_up):
+        if epoch < self._warm_up_epochs:
             self._warm_up(epoch)
         if self._is_settled():
             return
@@ -135,7 +135,7 @@ class PolicyTraining(keras.callbacks.Callback):
             settle(self.gates)
 
     def on_epoch_end(self, epoch, logs=None):
-        if epoch + 1 < self._epoch_of(self.warm_up):
+        if epoch + 1 < self._warm_up_epochs:
             return
         self._end_warm_up()
         # After the last epoch nothing would learn to live with what agents have learned.
@@ -151,7 +151,7 @@ class PolicyTraining(keras.callbacks.Callback):
 
     def summary(self):
         """Returns what the current `fit` will do, as text."""
-        epochs, warm_up = self.params["epochs"], self._epoch_of(self.warm_up)
+        epochs, warm_up = self.params["epochs"], self._warm_up_epochs
         phases = sum(done >= warm_up for done in range(self.every, epochs, self.every))
         text = (
             f"PolicyTraining: agents of {len(self.gates)} gates learn in {phases} phases "
@@ -161,6 +161,11 @@ class PolicyTraining(keras.callbacks.Callback):
             return text
         settled = self._epoch_of(self.settle_at)
         return f"{text}; what is static is chosen for good after epoch {settled}"
+
+    @property
+    def _warm_up_epochs(self) -> int:
+        has_learned = self.gates[0].policy.memory.numpy()[0] > 0
+        return 0 if has_learned else self._epoch_of(self.warm_up)
 
     def _warm_up(self, epoch) -> None:
         if self._generator is None:
