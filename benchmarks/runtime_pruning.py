@@ -385,7 +385,29 @@ def _measured(model, base, images, seed, method, options):
     own = stored.count_params()
     row["params"] = own / base.count_params()
     row["agents"] = agents.count_params() / own if agents is not None else 0.0
+    if stored is not model or not gates_of(model):
+        row["ms"], row["ms_dense"] = _milliseconds(stored, base, x[:1])
     return row
+
+
+def _milliseconds(model, base, image):
+    """Returns the processor time of an image, and that of the dense network."""
+    dense, image = (
+        tfprune.compact(base, {}, optimize=True),
+        tf.constant(image, tf.float32),
+    )
+    if gates_of(model):
+        model = deploy(model, "block" if gates_of(model)[0].predicts else "prefix")
+    else:
+        model = tfprune.compact(model, {}, optimize=True)
+    calls = []
+    for each in (model, dense):
+        function = tf.function(lambda x, each=[each]: each[0](x, training=False))
+        calls.append(_caller(function.get_concrete_function(image), image))
+        calls[-1]()
+    return (
+        1e3 * np.median(interleave(calls, 30, time.process_time), 0) / CALLS
+    ).tolist()
 
 
 def _shuffled(model, data):
@@ -408,6 +430,10 @@ def _row(method, rows):
         f"MACs {np.mean([r['macs'] for r in rows]):.2f}x, "
         f"weights {np.mean([r['params'] for r in rows]):.2f}x"
     )
+    timed = [row["ms"] / row["ms_dense"] for row in rows if "ms" in row]
+    if timed:
+        milliseconds = np.mean([row["ms"] for row in rows if "ms" in row])
+        detail += f", {milliseconds:.2f} ms an image, {np.mean(timed):.2f}x"
     if rows[0]["agents"]:
         detail += f", {np.mean([row['agents'] for row in rows]):.0%} of them agents"
     if "shuffled" in rows[0]:

@@ -188,7 +188,7 @@ class PolicyTraining(keras.callbacks.Callback):
         return policy.static_agent is None or bool(policy.settled.numpy())
 
     def _epoch_of(self, time) -> int:
-        return round(time * self.params["epochs"]) if isinstance(time, float) else time
+        return int(time * self.params["epochs"]) if isinstance(time, float) else time
 
     def _some_batches(self):
         return itertools.islice(iter(self.agent_data), self.batches)
