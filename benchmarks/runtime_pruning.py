@@ -294,7 +294,7 @@ def fit(model, images, options, seed, epochs, rate, *callbacks):
     return model
 
 
-def _agents(base, images, options, seed, warm_up=0.25, **arguments):
+def _agents(base, images, options, seed, warm_up=0.25, penalty=-0.1, **arguments):
     model = tfprune.prune_wrap(base, RuntimeGate, **arguments)
     data = images.batches(128, seed, options.images)
     learning = tfprune.callbacks.PolicyTraining(
@@ -302,6 +302,7 @@ def _agents(base, images, options, seed, warm_up=0.25, **arguments):
         batches=options.phase,
         learning_rate=options.agent_rate,
         warm_up=warm_up,
+        penalty=penalty,
         seed=seed,
     )
     return fit(model, images, options, seed, options.epochs, 1e-3, learning)
@@ -338,7 +339,7 @@ METHODS = {
     "dense, trained on": _dense,
     "FBS": _gated(),
     "FBS, random channels": _gated(RandomGate),
-    "RNP": _by_agents(agent="groups", selection="prefix", warm_up=2),
+    "RNP": _by_agents(agent="groups", selection="prefix", warm_up=2, penalty=-0.02),
     "FPGM": _fpgm,
     "agents, R=1": _by_agents(keep_ratio=0.5),
     "agents, R=0.5": _by_agents(keep_ratio=0.5, runtime_ratio=0.5),
