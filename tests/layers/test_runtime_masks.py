@@ -8,7 +8,7 @@ from tfprune.layers.runtime_masks import (
     block_means,
     deployed_ratios,
     kept,
-    top_blocks,
+    spread,
     top_mask,
     traded_off,
 )
@@ -36,7 +36,8 @@ def test_the_highest_stay():
 @pytest.mark.parametrize(("channels", "block"), [(64, 16), (40, 16), (7, 3), (5, 1)])
 def test_blocks_stay_or_go_as_a_whole(channels, block):
     scores = np.random.default_rng(0).normal(size=(6, channels)).astype("float32")
-    masks = top_blocks(tf.constant(scores), 2, block).numpy()
+    blocks = top_mask(block_means(tf.constant(scores), block), 2)
+    masks = spread(blocks, channels, block).numpy()
     starts = range(0, channels, block)
     for score, mask in zip(scores, masks, strict=True):
         parts = [mask[start : start + block] for start in starts]

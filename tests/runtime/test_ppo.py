@@ -7,7 +7,13 @@ import tensorflow as tf
 
 from tfprune.layers.agents import Agent
 from tfprune.runtime.budgets import budget_reward
-from tfprune.runtime.ppo import PPO, act, advantages, log_probability, new_optimizer
+from tfprune.runtime.ppo import (
+    PPO,
+    advantages,
+    log_probability,
+    new_optimizer,
+    rollout_of,
+)
 
 
 def test_advantages_of_a_reward_at_the_end():
@@ -81,7 +87,12 @@ def test_the_hidden_state_is_carried_on(states):
     assert not np.allclose(agent(states)[0][:, 2], agent(other)[0][:, 2], atol=1e-6)
 
 
-def rollout_of(agent, states, seed=0):
+def act(agent, states, generator=None):
+    heads = agent.compiled(list(map(tf.constant, states)))
+    return rollout_of(states, agent.act(heads, generator)[0], heads)
+
+
+def explored(agent, states, seed=0):
     return act(agent, states, tf.random.Generator.from_seed(seed))
 
 
@@ -89,7 +100,7 @@ def rollout_of(agent, states, seed=0):
 def test_the_first_minibatch_changes_nothing_yet(states, cell):
     states = [state[:64, :1] for state in states] if cell == "lstm" else states
     agent = agent_of(states, cell)
-    rollout = rollout_of(agent, states)
+    rollout = explored(agent, states)
     rewards = np.random.default_rng(1).normal(size=rollout.actions.shape)
     learner = PPO(agent, new_optimizer(agent, 0.0))
     found = learner.learn(rollout, rewards)
@@ -99,7 +110,7 @@ def test_the_first_minibatch_changes_nothing_yet(states, cell):
 
 def test_probabilities_are_those_of_actions_before_clipping(states):
     agent = agent_of(states, budget=1.0)
-    rollout = rollout_of(agent, states)
+    rollout = explored(agent, states)
     assert rollout.actions.max() > 1
     means, log_deviations, _ = agent(states)
     expected = log_probability(rollout.actions, means, log_deviations)
@@ -116,7 +127,7 @@ def test_without_noise_the_means_are_taken(states):
 
 def test_clipping_stops_what_has_moved_far_enough(states):
     agent = agent_of(states)
-    rollout = rollout_of(agent, states)
+    rollout = explored(agent, states)
     learner = PPO(agent)
     ones = np.ones_like(rollout.actions)
     better = np.where(np.arange(96)[:, None] % 2, ones, -ones)
@@ -138,7 +149,7 @@ def test_the_critic_learns_what_follows(states):
     rewards[:, -1] = 2.0
     before = abs(np.asarray(agent(states)[2]) - 2).mean()
     for round_ in range(60):
-        learner.learn(rollout_of(agent, states, round_), rewards)
+        learner.learn(explored(agent, states, round_), rewards)
     after = abs(np.asarray(agent(states)[2]) - 2).mean()
     assert after < 0.3 < 1.2 < before
 
@@ -146,7 +157,7 @@ def test_the_critic_learns_what_follows(states):
 def test_means_outside_are_pulled_back(states):
     agent = agent_of(states)
     agent.mean.set_weights([np.zeros((128, 1)), np.array([0.7])])
-    rollout = rollout_of(agent, states)
+    rollout = explored(agent, states)
     arguments = [rollout.actions, rollout.log_probabilities, rollout.values] * 2
     terms = PPO(agent).losses(states, *arguments[:5])
     # 1.2 lies 0.2 outside.

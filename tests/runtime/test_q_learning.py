@@ -5,19 +5,40 @@ import itertools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from tfprune.layers import RuntimeGate
 from tfprune.layers.agents import GroupAgent
 from tfprune.runtime.ppo import new_optimizer
-from tfprune.runtime.q_learning import QLearning, prefix_mask, rewards_of, walk
+from tfprune.runtime.q_learning import QLearning, rewards_of
 
 
 def test_masks_are_prefixes_and_the_last_action_is_dense():
-    masks = prefix_mask(np.arange(4), 4, 64).numpy()
-    assert masks.sum(axis=1).tolist() == [16, 32, 48, 64]
-    for mask in prefix_mask(np.arange(4), 4, 10).numpy():
-        assert mask.tolist() == sorted(mask.tolist(), reverse=True)
-    assert prefix_mask(np.array([3]), 4, 10).numpy().all()
-    assert prefix_mask(np.array([0]), 4, 3).numpy().sum() == 1
+    _, ratios = GroupAgent([3]).act((tf.eye(4),))
+    for channels, counts in (
+        (64, [16, 32, 48, 64]),
+        (10, [2, 5, 8, 10]),
+        (3, [1, 2, 2, 3]),
+    ):
+        gate = RuntimeGate(selection="prefix")
+        gate.build((None, 4, 4, channels), (None, 4, 4, 3))
+        masks = gate.mask(None, None, ratios, None).numpy()
+        assert masks.sum(axis=1).tolist() == counts
+        for mask in masks:
+            assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+
+
+def walk(agent, observe, samples, exploration=0.0):
+    """Goes through the layers; returns what was seen and what was chosen."""
+    agent.exploration = exploration
+    hidden, states = agent.begin(samples), []
+    actions = np.zeros((samples, 0), np.int32)
+    for number in range(len(agent.state_sizes)):
+        states.append(np.float32(observe(actions)))
+        heads, hidden = agent.step(number, tf.constant(states[-1]), hidden)
+        chosen, _ = agent.act(heads, tf.random.get_global_generator())
+        actions = np.concatenate([actions, chosen.numpy()[:, None]], axis=1)
+    return states, actions
 
 
 def test_rewards():
@@ -33,13 +54,13 @@ def test_exploration():
         seen.append(actions.shape)
         return np.zeros((4000, 2))
 
-    random = np.random.default_rng(0)
-    _, best = walk(agent, observe, 4000, 0.0, random)
+    tf.random.set_global_generator(tf.random.Generator.from_seed(0))
+    _, best = walk(agent, observe, 4000)
     assert seen == [(4000, 0), (4000, 1)] and (best == best[0]).all()
-    _, drawn = walk(agent, observe, 4000, 1.0, random)
+    _, drawn = walk(agent, observe, 4000, 1.0)
     shares = np.bincount(drawn.ravel(), minlength=4) / drawn.size
     np.testing.assert_allclose(shares, 0.25, atol=0.02)
-    _, some = walk(agent, observe, 4000, 0.4, random)
+    _, some = walk(agent, observe, 4000, 0.4)
     assert np.mean(some != best) == pytest.approx(0.4 * 3 / 4, abs=0.02)
 
 
@@ -83,16 +104,17 @@ def observer(hard):
 
 def learned(sign, rounds=600):
     keras.utils.set_random_seed(0)
+    tf.random.set_global_generator(tf.random.Generator.from_seed(0))
     agent = GroupAgent([3] * 3)
     learner = QLearning(agent)
     random = np.random.default_rng(0)
     for round_ in range(rounds):
         hard = random.random(64) < 0.5
-        states, actions = walk(agent, observer(hard), 64, 1 - round_ / rounds, random)
+        states, actions = walk(agent, observer(hard), 64, 1 - round_ / rounds)
         rewards = sign * rewards_of(actions, loss_of(hard, actions), -0.3, 1.0)
         learner.learn(states, actions, rewards)
     both = np.array([True, False])
-    return walk(agent, observer(both), 2, 0.0, random)[1].tolist()
+    return walk(agent, observer(both), 2)[1].tolist()
 
 
 def test_each_image_gets_what_it_needs():

@@ -25,17 +25,6 @@ def top_mask(scores, count):
     return ranks < tf.maximum(tf.convert_to_tensor(count), 1)[..., None]
 
 
-def top_blocks(scores, count, block: int):
-    """Returns a mask of whole blocks of channels, those with the highest mean scores.
-
-    Args:
-        scores: float tensor of shape `(..., channels)`.
-        count: int tensor of shape `(...)`, or one int: how many blocks stay.
-        block: int. Channels of a block; the last one may have fewer.
-    """
-    return spread(top_mask(block_means(scores, block), count), scores.shape[-1], block)
-
-
 def block_means(scores, block: int):
     """Returns the mean score of every block, a tensor of shape `(..., blocks)`.
 

@@ -66,19 +66,6 @@ class Rollout:
     values: np.ndarray
 
 
-def act(agent, states, generator=None) -> Rollout:
-    """Returns a `Rollout`: what an agent does in states that are known beforehand.
-
-    Args:
-        agent: the `Agent`.
-        states: list with a float array of shape `(samples, size)` per layer.
-        generator: `tf.random.Generator` that draws the actions; None takes the means.
-    """
-    states = [np.asarray(state, np.float32) for state in states]
-    heads = agent.compiled(list(map(tf.constant, states)))
-    return rollout_of(states, agent.act(heads, generator)[0], heads)
-
-
 def rollout_of(states, actions, heads) -> Rollout:
     """Returns the `Rollout` of an agent that acted.
 

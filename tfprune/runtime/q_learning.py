@@ -6,46 +6,6 @@ import tensorflow as tf
 from tfprune.runtime.ppo import new_optimizer
 
 
-def prefix_mask(actions, groups: int, channels: int):
-    """Returns a mask of the first groups of channels: one for action 0, and so on.
-
-    Args:
-        actions: int tensor of shape `(samples,)`, from 0 to `groups - 1`.
-        groups: int: groups of about equal size; the last action keeps all channels.
-        channels: int.
-    """
-    actions = tf.cast(actions, "int32")[:, None]
-    last = -(-(actions + 1) * channels // groups)
-    return tf.range(channels)[None] < last
-
-
-def walk(agent, observe, samples: int, exploration: float, generator) -> tuple:
-    """Goes through the layers; returns what was seen and what was chosen.
-
-    Args:
-        agent: the `GroupAgent`.
-        observe: function `observe(actions) -> state`, given the choices so far, an int
-            array of shape `(samples, layers done)`: a float array `(samples, size)`.
-        samples: int.
-        exploration: float: the share of choices that are drawn at random.
-        generator: NumPy generator.
-
-    Returns:
-        The states, a list with an array for each layer, and the choices, an int array
-        of shape `(samples, layers)`.
-    """
-    hidden, states = agent.begin(samples), []
-    actions = np.zeros((samples, 0), np.int32)
-    for number in range(len(agent.state_sizes)):
-        states.append(np.float32(observe(actions)))
-        (worth,), hidden = agent.step(number, tf.constant(states[-1]), hidden)
-        drawn = generator.integers(0, agent.groups, samples)
-        explores = generator.random(samples) < exploration
-        chosen = np.where(explores, drawn, worth.numpy().argmax(axis=-1))
-        actions = np.concatenate([actions, np.int32(chosen)[:, None]], axis=1)
-    return states, actions
-
-
 def rewards_of(actions, losses, penalty: float, weight: float) -> np.ndarray:
     """Returns what choices earn: a penalty for each group, and the loss at the end.
 
