@@ -480,7 +480,8 @@ def main(arguments=None):
     console = Console()
     if not console.is_terminal:
         console.width = 150
-    console.print(structure.table(rows, "tfprune, runtime pruning"))
+    caption = "Processor time, with one thread in `speed` and `guard`, unless wall is said."
+    console.print(structure.table(rows, "tfprune, runtime pruning", caption))
 
 
 if __name__ == "__main__":

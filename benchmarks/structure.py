@@ -198,13 +198,13 @@ def loader(directory):
     return models
 
 
-def table(rows, title="tfprune, structural engine"):
+def table(rows, title="tfprune, structural engine", caption=None):
     from rich import box
     from rich.table import Table
 
     result = Table(
         title=title,
-        caption=benchmarking.describe_threads(),
+        caption=caption or benchmarking.describe_threads(),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
