@@ -270,6 +270,8 @@ def test_bad_arguments():
     model, _ = network("blocks")
     with pytest.raises(ValueError, match="`mode` must be one of"):
         deploy(model, "fast")
+    with pytest.raises(ValueError, match="`overhead` must be"):
+        deploy(model, overhead=-1)
     with pytest.raises(ValueError, match="no runtime gates"):
         deploy(small_network())
     with pytest.raises(ValueError, match="selection='prefix'"):

@@ -78,8 +78,8 @@ def deploy(
         for an image that needs all channels, `tfprune.runtime.work` says what others do.
 
     Raises:
-        ValueError: if there are no gates, or they are not of the kind that the mode
-            needs.
+        ValueError: if there are no gates, they are not of the kind that the mode needs,
+            or `overhead` is below 0.
 
     Example:
 
@@ -90,6 +90,10 @@ def deploy(
     """
     gates = gates_of(model)
     _check(model, gates, mode)
+    if overhead is not None and not overhead >= 0:
+        raise ValueError(
+            f"`overhead` must be at least 0. Received: overhead={overhead}"
+        )
     plain = faster(compact(model), small_maps=False)
     if mode == "mask":
         return plain
