@@ -175,6 +175,21 @@ def test_layers_that_are_not_gated_read_narrow_maps():
     assert_same(one_by_one(fast, x), model(x, training=False).numpy())
 
 
+def test_trunks_are_pruned_for_good_and_inner_channels_by_the_image():
+    base = randomize(small_network(residual=True))
+    model = gated.gated(base, agent=None, keep_ratio=0.5, layers="inner")
+    graph = tfprune.Graph(model)
+    (trunk,) = (group for group in graph.groups if "last" in group.layers)
+    masks = {trunk.name: np.arange(trunk.size) % 3 > 0}
+    small = tfprune.compact(graph, masks)
+    assert small.get_layer("last").filters == masks[trunk.name].sum() < 11
+    x = images()
+    expected = small(x, training=False).numpy()
+    masked = tfprune.apply_masks(graph, masks)(x, training=False)
+    assert_same(expected, masked.numpy())
+    assert_same(one_by_one(deploy(small, overhead=0), x), expected)
+
+
 def test_a_layer_that_reads_two_maps_reads_whole_ones():
     inputs = keras.layers.Input((8, 8, 3))
     twice = keras.layers.Conv2D(5, 3, name="twice")
