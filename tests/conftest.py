@@ -10,11 +10,25 @@ with tfprune_command.quiet_tensorflow():
     import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 # TensorFlow's own heap is no garbage; Python looks through the rest when it has grown.
 gc.collect()
 gc.freeze()
+
+_iterator_of = tf.data.Dataset.__iter__
+
+
+def _untuned(dataset):
+    # The thread that tunes a dataset may wake before it can see that its iterator is
+    # deleted, which on a busy machine then waits for it, for up to a minute.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return _iterator_of(dataset.with_options(options))
+
+
+tf.data.Dataset.__iter__ = _untuned
 
 
 @pytest.fixture(autouse=True)
