@@ -460,7 +460,7 @@ def main(arguments=None):
     parser.add_argument("--base-epochs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--phase", type=int, default=40, help="batches of a phase")
-    parser.add_argument("--agent-rate", type=float, default=3e-4)
+    parser.add_argument("--agent-rate", type=float, default=1e-4)
     parser.add_argument("--results", default="runtime_pruning.jsonl")
     options = parser.parse_args(arguments)
     if options.child:

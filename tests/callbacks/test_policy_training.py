@@ -9,6 +9,7 @@ from gated import gates_in, small_network
 import tfprune
 from tfprune.callbacks import PolicyTraining, Preflight
 from tfprune.layers import RuntimeGate
+from tfprune.layers.runtime_policy import WarmUp
 from tfprune.runtime.learning import Learner
 from tfprune.runtime.work import seeing_masks
 
@@ -129,11 +130,26 @@ def test_agents_have_no_say_while_the_network_warms_up(kind, found):
         return [set(each) for each in seen.values()]
 
     assert [len(each) for each in widths(True)] == [1] * 3
-    policy.warming_up = tf.random.Generator.from_seed(0)
+    policy.warming_up = WarmUp(tf.Variable(1.0), tf.random.Generator.from_seed(0))
     assert [len(each) for each in widths(True)] == [found] * 3
     assert [len(each) for each in widths(False)] == [1] * 3
     if kind == "both":
         assert widths(True) == [{1.0}] * 3 and {1.0} not in widths(False)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_fewer_channels_stay_batch_by_batch_while_the_network_warms_up(start, data):
+    model, widths = wrapped(layers="conv2d"), Widths()
+    size = gates_in(model)[0].channels
+    with seeing_masks(model, widths.see):
+        training = PolicyTraining(data, warm_up=2)
+        settings = {"initial_epoch": start, "epochs": 3, "verbose": 0}
+        model.fit(data, callbacks=[widths, training], **settings)
+    ratios = {epoch: 1 - (epoch + np.arange(3) / 3) / 2 * 0.5 for epoch in (0, 1)}
+    for epoch in range(start, 2):
+        assert widths.seen[epoch] == set(np.round(ratios[epoch] * size))
+    # Then agents decide, at first by what the ratio is to be.
+    assert widths.seen[2] == {round(0.5 * size)}
 
 
 class Widths(keras.callbacks.Callback):

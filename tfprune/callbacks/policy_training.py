@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfprune import training
+from tfprune.layers.runtime_policy import WarmUp
 from tfprune.runtime.gates import gates_of
 from tfprune.runtime.learning import Learner
 from tfprune.runtime.settling import settle, update_features
@@ -36,10 +37,11 @@ class PolicyTraining(keras.callbacks.Callback):
         penalty: float below 0. What a further group of channels costs, with agents that
             choose groups. Defaults to -0.1.
         warm_up: int or float. The epochs at first, or the fraction of all epochs, in
-            which agents have no say and do not learn: with agents of ratios all
-            channels stay, so that predictions learn what each is worth, and choices of
-            groups are made at random, so that the network learns to live with every
-            one. None for agents that have learned already. Defaults to 0.25.
+            which agents have no say and do not learn. With agents of ratios all
+            channels stay at first, so that predictions learn what each is worth, and
+            fewer and fewer until it is `keep_ratio` of them; choices of groups are
+            made at random, so that the network learns to live with every one. None
+            for agents that have learned already. Defaults to 0.25.
         seed: int.
 
     Logs: `agent_reward`, `agent_loss`, and the shares of multiply-accumulates and of
@@ -87,7 +89,7 @@ class PolicyTraining(keras.callbacks.Callback):
         self.agent_data, self.batches, self.every = agent_data, batches, every
         self.settle_at, self.learning_rate = settle, learning_rate
         self.penalty, self.warm_up, self.seed = penalty, warm_up, seed
-        self._learner = self._generator = None
+        self._learner = self._warm_up = None
 
     def set_model(self, model):
         super().set_model(model)
@@ -106,7 +108,7 @@ class PolicyTraining(keras.callbacks.Callback):
                 "Agents learn on one device. Received: a model on "
                 f"{self.model.distribute_strategy.num_replicas_in_sync} replicas."
             )
-        self.gates, self._generator = gates, None
+        self.gates, self._warm_up = gates, None
         self._learner = Learner(
             self.model, self.gates, self.learning_rate, self.penalty, self.seed
         )
@@ -127,12 +129,16 @@ class PolicyTraining(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch < self._warm_up_epochs:
-            self._warm_up(epoch)
+            self._begin_warm_up(epoch)
         if self._is_settled():
             return
         update_features(self.model, self.gates, self._first_batch())
         if epoch >= self._epoch_of(self.settle_at):
             settle(self.gates)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._warm_up is not None:
+            self._lower_ratio(batch)
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch + 1 < self._warm_up_epochs:
@@ -167,20 +173,29 @@ class PolicyTraining(keras.callbacks.Callback):
         has_learned = self.gates[0].policy.memory.numpy()[0] > 0
         return 0 if has_learned else self._epoch_of(self.warm_up)
 
-    def _warm_up(self, epoch) -> None:
-        if self._generator is None:
-            self._generator = tf.random.Generator.from_seed(0)
-            self._let_go_of_agents(self._generator)
+    def _begin_warm_up(self, epoch) -> None:
+        if self._warm_up is None:
+            ratio = tf.Variable(1.0, trainable=False)
+            self._warm_up = WarmUp(ratio, tf.random.Generator.from_seed(0))
+            self._let_go_of_agents(self._warm_up)
         # Of the epoch alone, so that a `fit` can go on from any.
-        self._generator.reset_from_seed(self.seed + 7919 * (epoch + 1))
+        self._warm_up.generator.reset_from_seed(self.seed + 7919 * (epoch + 1))
+        self._epoch = epoch
+        self._lower_ratio(0)
+
+    def _lower_ratio(self, batch) -> None:
+        """What is closed from the beginning would never learn what it is worth."""
+        steps, keep = self.params["steps"], self.gates[0].policy.keep_ratio
+        done = self._epoch + (batch / steps if steps else 0.0)
+        self._warm_up.ratio.assign(1 - done / self._warm_up_epochs * (1 - keep))
 
     def _end_warm_up(self) -> None:
-        if self._generator is not None:
-            self._generator = None
+        if self._warm_up is not None:
+            self._warm_up = None
             self._let_go_of_agents(None)
 
-    def _let_go_of_agents(self, generator) -> None:
-        self.gates[0].policy.warming_up = generator
+    def _let_go_of_agents(self, warm_up) -> None:
+        self.gates[0].policy.warming_up = warm_up
         self.model.make_train_function(force=True)
 
     def _is_settled(self) -> bool:

@@ -20,6 +20,19 @@ class Recorder:
     decisions: list = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class WarmUp:
+    """What decides instead of agents, while the network learns to do with less.
+
+    Attributes:
+        ratio: float32 `tf.Variable`: that stays, where agents say ratios.
+        generator: `tf.random.Generator` that draws, where they choose groups.
+    """
+
+    ratio: tf.Variable
+    generator: tf.random.Generator
+
+
 @keras.saving.register_keras_serializable("tfprune")
 class RuntimePolicy(keras.layers.Layer):
     """Says how many channels stay, for each image, at each gate or at all of them.
@@ -98,7 +111,7 @@ class RuntimePolicy(keras.layers.Layer):
             self.make_optimizers()
         self._recorder = Recorder()
         self._is_recording = False
-        # A generator while agents leave the network time to learn.
+        # A `WarmUp` while agents leave the network time to learn.
         self.warming_up = None
         self.built = True
 
