@@ -34,8 +34,10 @@ def small_network(weights, input_shape, classes):
 
 
 def test_python_blocks_run(newcomer):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 12
+    # As many trials as show that the search runs.
+    text, changes = re.subn(r"max_trials=\d+", "max_trials=2", README.read_text())
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert changes == 1 and len(blocks) == 12
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)

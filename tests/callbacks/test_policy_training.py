@@ -68,6 +68,19 @@ def test_everything_learns_and_is_settled(kind, data):
     assert tfprune.cost(small).params == small.count_params()
 
 
+def test_static_parts_are_told_of_filters_once(data):
+    model, seen = wrapped(runtime_ratio=0.0, layers="conv2d"), []
+    (gate,) = gates_in(model)
+
+    def note(epoch, logs):
+        seen.append(gate.features.numpy())
+
+    callbacks = [PolicyTraining(data), keras.callbacks.LambdaCallback(None, note)]
+    model.fit(data, epochs=2, verbose=0, callbacks=callbacks)
+    assert seen[0].any(axis=0).all()
+    np.testing.assert_array_equal(*seen)
+
+
 def test_epochs_leave_agents_alone_and_phases_the_network(data):
     model = wrapped(runtime_ratio=0.5)
     policy = gates_in(model)[0].policy
@@ -194,8 +207,8 @@ def test_agents_learn_after_the_network_has_met_every_choice(data, capsys):
         model.fit(data, epochs=2, verbose=0, callbacks=callbacks)
     assert len(widths.seen[0]) == 1
     with pytest.warns(UserWarning, match="will not learn"):
-        training = PolicyTraining(data, warm_up=1)
-        wrapped().fit(data, verbose=0, callbacks=[training])
+        callbacks = [PolicyTraining(data, warm_up=3)]
+        wrapped(layers="conv2d").fit(data.take(1), verbose=0, callbacks=callbacks)
 
 
 def learned(sign, rounds):
@@ -251,6 +264,5 @@ def test_bad_arguments(data):
     with pytest.raises(ValueError, match="only once"):
         wrapped().fit(data, epochs=2, verbose=0, callbacks=[PolicyTraining(iter([]))])
     with pytest.warns(UserWarning, match="not be settled"):
-        model = wrapped(runtime_ratio=0.5)
-        training = PolicyTraining(data, settle=5, batches=1)
-        model.fit(data, epochs=2, verbose=0, callbacks=[training])
+        training = PolicyTraining(data, settle=5)
+        wrapped(runtime_ratio=0.0).fit(data.take(1), verbose=0, callbacks=[training])

@@ -226,3 +226,16 @@ def test_bad_arguments():
         tfprune.prune_wrap(wrapped, RuntimeGate, agent=None)
     with pytest.raises(ValueError, match="runtime gates"):
         tfprune.strip(wrapped)
+
+
+def test_a_new_static_part_goes_by_what_it_is_told_of_filters():
+    new = tfprune.prune_wrap(small_network(), RuntimeGate, runtime_ratio=0.5)
+    gate = gates_in(new)[0]
+    np.testing.assert_array_equal(gate.static_scores(), np.ones(10))
+    for feature in range(3):
+        told = np.zeros((10, 3))
+        told[:, feature] = np.random.default_rng(feature).permutation(10) / 20
+        gate.features.assign(told)
+        scores = gate.static_scores().numpy()
+        np.testing.assert_array_equal(scores.argsort(), told[:, feature].argsort())
+        assert abs(scores - 1).max() < 0.2

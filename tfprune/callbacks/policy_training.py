@@ -132,7 +132,9 @@ class PolicyTraining(keras.callbacks.Callback):
             self._begin_warm_up(epoch)
         if self._is_settled():
             return
-        update_features(self.model, self.gates, self._first_batch())
+        if not self.gates[0].features.numpy().any():
+            # Once: as they changed, so would the ranks of all channels, at every epoch.
+            update_features(self.model, self.gates, self._first_batch())
         if epoch >= self._epoch_of(self.settle_at):
             settle(self.gates)
 

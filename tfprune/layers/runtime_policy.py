@@ -120,10 +120,15 @@ class RuntimePolicy(keras.layers.Layer):
         return self.add_weight(name=name, shape=shape, dtype=dtype, **settings)
 
     def _build_importance(self):
-        # Every channel scores one at first, so that outputs are what they were.
-        ones = {"kernel_initializer": "zeros", "bias_initializer": "ones"}
-        hidden = layers.Dense(100, "selu", dtype="float32")
-        last = layers.Dense(1, dtype="float32", **ones)
+        # One for every channel, so that outputs are what they were, until it is told
+        # of filters: those far from others, large and sensitive are worth more. Were
+        # all alike, the last ones would be closed, and never learn.
+        rising = keras.initializers.RandomUniform(0.0, 0.5)
+        somewhat = keras.initializers.Constant(1e-2)
+        hidden = layers.Dense(100, "selu", kernel_initializer=rising, dtype="float32")
+        last = layers.Dense(
+            1, kernel_initializer=somewhat, bias_initializer="ones", dtype="float32"
+        )
         self.importance = keras.Sequential([layers.Input((4,)), hidden, last])
 
     @property
