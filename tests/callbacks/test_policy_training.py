@@ -208,7 +208,7 @@ def test_agents_learn_after_the_network_has_met_every_choice(data, capsys):
     assert len(widths.seen[0]) == 1
     with pytest.warns(UserWarning, match="will not learn"):
         callbacks = [PolicyTraining(data, warm_up=3)]
-        wrapped(layers="conv2d").fit(data.take(1), verbose=0, callbacks=callbacks)
+        wrapped().fit(data.take(1), verbose=0, callbacks=callbacks)
 
 
 def learned(sign, rounds):
