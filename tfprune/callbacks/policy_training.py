@@ -40,8 +40,8 @@ class PolicyTraining(keras.callbacks.Callback):
             which agents have no say and do not learn. With agents of ratios all
             channels stay at first, so that predictions learn what each is worth, and
             fewer and fewer until it is `keep_ratio` of them; choices of groups are
-            made at random, so that the network learns to live with every one. None
-            for agents that have learned already. Defaults to 0.25.
+            made at random, so that the network learns to live with every one. Agents
+            that have learned in a `fit` before have their say at once. Defaults to 0.25.
         seed: int.
 
     Logs: `agent_reward`, `agent_loss`, and the shares of multiply-accumulates and of
