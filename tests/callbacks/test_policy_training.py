@@ -98,10 +98,14 @@ def test_epochs_leave_agents_alone_and_phases_the_network(data):
 
 
 @pytest.mark.parametrize(
-    ("kind", "arguments"), [("both", {"settle": 3}), ("groups", {"warm_up": 3})]
+    ("kind", "layers", "arguments"),
+    [
+        ("both", ["conv2d", "conv2d_2"], {"settle": 3}),
+        ("groups", None, {"warm_up": 3}),
+    ],
 )
 def test_a_fit_that_goes_on_is_the_one_that_was_not_interrupted(
-    kind, arguments, data, tmp_path
+    kind, layers, arguments, data, tmp_path
 ):
     def fit(model, start=0):
         training = PolicyTraining(data, learning_rate=1e-2, seed=3, **arguments)
@@ -115,7 +119,7 @@ def test_a_fit_that_goes_on_is_the_one_that_was_not_interrupted(
                 self.model.save(tmp_path / "half.keras")
 
     keras.utils.set_random_seed(0)
-    model = wrapped(**KINDS[kind])
+    model = wrapped(layers=layers, **KINDS[kind])
     fit(model)
     again = keras.saving.load_model(tmp_path / "half.keras")
     fit(again, 2)

@@ -14,6 +14,12 @@ _EXPLORATION = 0.1
 _CELLS = {"rnn": layers.SimpleRNNCell, "lstm": layers.LSTMCell, "none": None}
 
 
+def _dense(units, name, **settings):
+    # With a name of its own: TensorFlow adds gradients up in an order that goes by
+    # names, and those Keras makes up are others in the next process.
+    return layers.Dense(units, dtype="float32", name=name, **settings)
+
+
 class Walker(keras.layers.Layer):
     """Base of agents: a recurrent network that walks through the layers of another.
 
@@ -35,11 +41,11 @@ class Walker(keras.layers.Layer):
                 f"`cell` must be one of {list(_CELLS)}. Received: cell={cell!r}"
             )
         self.state_sizes, self.cell_type = list(state_sizes), cell
-        encoders = [
-            layers.Dense(_UNITS, "relu", dtype="float32") for _ in self.state_sizes
+        self.encoders = [
+            _dense(_UNITS, f"encoder_{number}", activation="relu")
+            for number in range(1 if cell == "lstm" else len(self.state_sizes))
         ]
-        self.encoders = encoders[:1] if cell == "lstm" else encoders
-        self.cell = _CELLS[cell] and _CELLS[cell](_UNITS, dtype="float32")
+        self.cell = _CELLS[cell] and _CELLS[cell](_UNITS, dtype="float32", name="cell")
         for encoder, size in zip(self.encoders, self.state_sizes, strict=False):
             encoder.build((None, size))
         if self.cell is not None:
@@ -146,9 +152,9 @@ class Agent(Walker):
         # Without a cell, what the encoder says goes to the heads as it is.
         super().__init__(state_sizes, cell, extra=int(cell == "rnn"), **kwargs)
         self.budget, self.limits = float(budget), tuple(limits)
-        self.mean = _small_dense()
-        self.log_deviation = _small_dense(_LOG_DEVIATION)
-        self.value = layers.Dense(1, dtype="float32")
+        self.mean = _small_dense("mean")
+        self.log_deviation = _small_dense("log_deviation", _LOG_DEVIATION)
+        self.value = _dense(1, "value")
         for head in (self.mean, self.log_deviation, self.value):
             head.build((None, _UNITS))
         self.built = True
@@ -183,17 +189,17 @@ class Agent(Walker):
         return {**super().get_config(), **config}
 
 
-def _small_dense(bias=0.0):
+def _small_dense(name, bias=0.0):
     """Returns a head that says the same of all states at first.
 
     At the paper's fifth of the usual size means stray from the budget by 0.2, and the
     network has to live with that long before the agent has learned.
     """
-    return layers.Dense(
+    return _dense(
         1,
+        name,
         kernel_initializer=keras.initializers.VarianceScaling(1e-5, "fan_avg"),
         bias_initializer=keras.initializers.Constant(bias),
-        dtype="float32",
     )
 
 
@@ -216,7 +222,7 @@ class GroupAgent(Walker):
         super().__init__(state_sizes, cell, **kwargs)
         self.groups = groups
         self.exploration = _EXPLORATION
-        self.worth = layers.Dense(groups, dtype="float32")
+        self.worth = _dense(groups, "worth")
         self.worth.build((None, _UNITS))
         self.built = True
 
