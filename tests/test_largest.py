@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfprune import largest as module
-from tfprune.largest import kth_largest, largest
+from tfprune.largest import largest
 
 KINDS = {
     "normal": lambda random, n: random.normal(size=n),
@@ -39,6 +39,33 @@ def test_same_as_a_stable_sort(kinds, data):
     assert np.array_equal(np.concatenate(masks), expected(arrays, count))
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(sorted(KINDS)), min_size=2, max_size=5), st.data())
+def test_some_of_each_stay_in_any_case(kinds, data):
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    arrays = [
+        KINDS[kind](random, data.draw(st.integers(1, 200))).astype("float32")
+        for kind in kinds
+    ]
+    least = [data.draw(st.integers(0, array.size)) for array in arrays]
+    count = data.draw(st.integers(sum(least), sum(a.size for a in arrays)))
+    masks = largest(arrays, count, least)
+    check(arrays, masks, count, least)
+
+
+def check(arrays, masks, count, least):
+    assert sum(mask.sum() for mask in masks) == count
+    for array, mask, number in zip(arrays, masks, least, strict=True):
+        assert mask.sum() >= number
+        # The best of each stay, the first of equal ones.
+        assert np.array_equal(mask, expected([array], mask.sum()))
+    flat, keep = np.concatenate(arrays), np.concatenate(masks)
+    pairs = zip(masks, least, strict=True)
+    could_go = np.concatenate([mask & (mask.sum() > n) for mask, n in pairs])
+    if could_go.any() and not keep.all():
+        assert flat[could_go].min() >= flat[~keep].max()
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
 def test_arrays_larger_than_the_sample(kind, share):
@@ -50,8 +77,19 @@ def test_arrays_larger_than_the_sample(kind, share):
     assert np.array_equal(np.concatenate(masks), expected(arrays, count))
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_floors_that_move_the_threshold_far(kind):
+    random = np.random.default_rng(1)
+    sizes = (500_000, 300_000, 1, 100_000)
+    arrays = [KINDS[kind](random, n).astype("float32") for n in sizes]
+    arrays[1] *= 0.1
+    least = (0, 200_000, 1, 90_000)
+    masks = largest(arrays, 310_000, least)
+    check(arrays, masks, 310_000, least)
+
+
 @pytest.mark.parametrize("bounds", [(2.0, 3.0), (-3.0, -2.0), (0.0, 0.0)])
 def test_a_misleading_sample_costs_time_and_nothing_else(monkeypatch, bounds):
     monkeypatch.setattr(module, "_bounds", lambda arrays, k: bounds)
     array = np.random.default_rng(2).normal(size=999).astype("float32")
-    assert kth_largest([array], 500) == np.sort(array)[-500]
+    assert np.array_equal(largest([array], 500)[0], expected([array], 500))

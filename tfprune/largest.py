@@ -1,8 +1,8 @@
 """The k largest of many numbers, exactly, without sorting them.
 
-Between two quantiles of a sample lies, all but certainly, the k-th largest number:
-three passes over the data and a sort of a few percent find it. Whole networks of
-weights are cut with this during training.
+Between two quantiles of a sample lies, all but certainly, the last number that stays:
+two passes over the data, and a look at the few percent in between, find which do. Whole
+networks of weights are cut with this during training.
 """
 
 import os
@@ -15,7 +15,7 @@ _SAMPLE = 100_000
 _WORTH_THREADS = 1_000_000
 
 
-def largest(arrays: list[np.ndarray], count: int) -> list[np.ndarray]:
+def largest(arrays: list[np.ndarray], count: int, least=None) -> list[np.ndarray]:
     """Returns which entries are among the `count` largest of all arrays together.
 
     Exactly `count` are; of equal numbers those that come first.
@@ -23,6 +23,8 @@ def largest(arrays: list[np.ndarray], count: int) -> list[np.ndarray]:
     Args:
         arrays: 1-D float arrays without NaN.
         count: int, at least 0 and at most the number of entries.
+        least: ints, how many of each array are among them in any case, `count` in sum
+            at most. By default none.
 
     Returns:
         A bool array for each of `arrays`.
@@ -35,39 +37,73 @@ def largest(arrays: list[np.ndarray], count: int) -> list[np.ndarray]:
     total = sum(each.size for each in arrays)
     if count <= 0 or count >= total:
         return [np.full(each.size, count > 0) for each in arrays]
-    threshold = kth_largest(arrays, count)
-    masks = _each(lambda array: array > threshold, arrays)
-    missing = count - sum(map(np.count_nonzero, masks))
-    for array, mask in zip(arrays, masks, strict=True):
-        if not missing:
-            break
-        ties = np.flatnonzero(array == threshold)[:missing]
-        mask[ties] = True
-        missing -= len(ties)
-    return masks
+    least = [0] * len(arrays) if least is None else least
+    fixed, band = {}, None
+    while True:
+        rest = {n: array for n, array in enumerate(arrays) if n not in fixed}
+        missing = count - sum(int(least[number]) for number in fixed)
+        masks = band and band.best(rest, missing)
+        if masks is None:
+            band = _Band(rest, *_bounds(list(rest.values()), missing))
+            masks = band.best(rest, missing)
+        if masks is None:
+            # A sample that misleads is as rare as it is harmless.
+            masks = _Band(rest, -np.inf, np.inf).best(rest, missing)
+        short = [n for n, mask in masks.items() if np.count_nonzero(mask) < least[n]]
+        if not short:
+            masks.update(fixed)
+            return [masks[number] for number in range(len(arrays))]
+        fixed.update({n: _best(arrays[n], int(least[n])) for n in short})
 
 
-def kth_largest(arrays: list[np.ndarray], k: int) -> float:
-    """Returns the k-th largest number of all arrays together.
+def _best(array: np.ndarray, count: int) -> np.ndarray:
+    if count > 1:
+        return largest([array], count)[0]
+    mask = np.zeros(array.size, bool)
+    mask[np.argmax(array)] = True
+    return mask
+
+
+class _Band:
+    """What of arrays is above a number, and what is up to it and above a lower one.
 
     Args:
-        arrays: 1-D float arrays without NaN.
-        k: int from 1 to the number of entries.
+        arrays: `{number: array}`.
+        low: float.
+        high: float, not below `low`.
     """
-    low, high = _bounds(arrays, k)
-    above = sum(_each(lambda array: np.count_nonzero(array > high), arrays))
-    if above < k:
-        between = _each(lambda array: _between(array, low, high), arrays)
-        inside = np.concatenate([found for found, _ in between])
-        if k <= above + (at_high := sum(number for _, number in between)):
-            return high
-        if k <= above + at_high + inside.size:
-            return _partitioned(inside, k - above - at_high)
-        at_low = sum(np.count_nonzero(each == low) for each in arrays)
-        if k <= above + at_high + inside.size + at_low:
-            return low
-    # The sample was misleading, which is as rare as it is harmless.
-    return _partitioned(np.concatenate(arrays), k)
+
+    def __init__(self, arrays: dict, low, high):
+        found = _each(lambda array: _between(array, low, high), list(arrays.values()))
+        self._found = dict(zip(arrays, found, strict=True))
+        self._arrays, self._low = arrays, low
+
+    def best(self, numbers, count: int) -> dict | None:
+        """Returns masks of the `count` largest, None if the last is not in the band.
+
+        Args:
+            numbers: of the arrays to look at.
+            count: int, at least 0.
+        """
+        above, places, values = zip(*(self._found[n] for n in numbers), strict=True)
+        masks = dict(zip(numbers, (mask.copy() for mask in above), strict=True))
+        missing = count - sum(map(np.count_nonzero, above))
+        if missing <= 0:
+            return None if missing else masks
+        inside = np.concatenate(values)
+        # Above the threshold all stay; of what is equal to it as many as are missing.
+        is_low = missing > inside.size
+        threshold = self._low if is_low else np.partition(inside, -missing)[-missing]
+        missing -= np.count_nonzero(inside > threshold)
+        for number, place, value in zip(numbers, places, values, strict=True):
+            masks[number][place[value > threshold]] = True
+            if missing:
+                ties = place[value == threshold]
+                if is_low:
+                    ties = np.flatnonzero(self._arrays[number] == threshold)
+                masks[number][ties[:missing]] = True
+                missing -= len(ties[:missing])
+        return None if missing else masks
 
 
 def _each(function, arrays: list) -> list:
@@ -78,18 +114,13 @@ def _each(function, arrays: list) -> list:
         return list(pool.map(function, arrays))
 
 
-def _between(array: np.ndarray, low, high) -> tuple[np.ndarray, int]:
-    """Returns the entries strictly between two numbers, and how many are the higher."""
-    if low == high:
-        return array[:0], np.count_nonzero(array == high)
-    found = array[(array > low) & (array <= high)]
-    is_inside = found < high
-    return found[is_inside], found.size - np.count_nonzero(is_inside)
-
-
-def _partitioned(numbers: np.ndarray, k: int):
-    place = numbers.size - k
-    return np.partition(numbers, place)[place]
+def _between(array: np.ndarray, low, high) -> tuple:
+    """Returns which entries are above `high`; where others are above `low`, and they."""
+    above = array > high
+    inside = array > low
+    inside ^= above
+    places = np.flatnonzero(inside)
+    return above, places, array[places]
 
 
 def _bounds(arrays: list[np.ndarray], k: int) -> tuple:

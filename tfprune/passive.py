@@ -6,10 +6,10 @@ import numpy as np
 
 from tfprune.evaluating import evaluate, score
 from tfprune.graph import Graph
+from tfprune.largest import largest
 from tfprune.masks import Masks
 from tfprune.optimizers import GlobalSparseMomentum
 from tfprune.surgery import apply_masks, strip
-from tfprune.weight_cuts import best_of_all
 
 # Weights at the edge of the cut should differ by more than this from those well below,
 _CLEAR_GAP = 10
@@ -54,7 +54,7 @@ def remove_passive(model, data=None, verbose=1):
     masks, gaps, shares = {}, [], []
     for kernels, count in rankings:
         arrays = [np.abs(kernel.numpy()).reshape(-1) for kernel in kernels]
-        kept = best_of_all(arrays, count, np.ones(len(arrays), int))
+        kept = largest(arrays, count, np.ones(len(arrays), int))
         masks.update({names[id(k)]: m for k, m in zip(kernels, kept, strict=True)})
         gaps.append(_gap(np.concatenate(arrays), count))
         shares.append(_share(np.concatenate(arrays), count))

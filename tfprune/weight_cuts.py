@@ -36,7 +36,7 @@ def select_weights(
         if removed is not None and removed > (sizes - least).sum():
             raise ValueError(_unreachable(graph, budget, sizes, least))
         if fractions == "global":
-            masks = best_of_all(arrays, int(sizes.sum()) - removed, least)
+            masks = largest(arrays, int(sizes.sum()) - removed, least)
         else:
             kept = (
                 _erk(graph, sizes, least, int(sizes.sum()) - removed)
@@ -73,28 +73,6 @@ def _unreachable(graph, budget, sizes, least) -> str:
         f"{len(sizes)} kernels of {graph.model.name!r} can be removed within its "
         f"floors. Received: {budget}. Ask for less, or raise `max_sparsity`."
     )
-
-
-def best_of_all(arrays: list, count: int, least: np.ndarray) -> list:
-    """Returns masks of the best units of all groups, each keeping its least number.
-
-    Args:
-        arrays: scores of each group's units, 1-D.
-        count: int: how many units stay, at least the sum of `least`.
-        least: int array: how many of each group stay at least.
-    """
-    fixed: dict[int, np.ndarray] = {}
-    while True:
-        open_ = [number for number in range(len(arrays)) if number not in fixed]
-        taken = sum(np.count_nonzero(mask) for mask in fixed.values())
-        masks = dict(
-            zip(open_, largest([arrays[n] for n in open_], count - taken), strict=True)
-        )
-        short = [n for n in open_ if np.count_nonzero(masks[n]) < least[n]]
-        if not short:
-            masks.update(fixed)
-            return [masks[number] for number in range(len(arrays))]
-        fixed.update({n: largest([arrays[n]], int(least[n]))[0] for n in short})
 
 
 def _scaled(names, sizes, least, removed: int | None, fractions: Mapping) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Magnitude: units with small weights are not important."""
 
 import numpy as np
-from keras import ops
+import tensorflow as tf
 
 from tfprune.graph import Graph, WeightGraph
 from tfprune.importances.filters import FilterImportance
@@ -51,10 +51,10 @@ class Magnitude(FilterImportance):
 def absolute(graph: WeightGraph) -> dict[str, np.ndarray]:
     """Returns the absolute values of single weights, or their means over blocks."""
     return {
-        name: graph.pooled(name, np.asarray(ops.abs(_as_float32(kernel.variable))))
+        name: graph.pooled(name, _absolute(kernel.variable))
         for name, kernel in graph.kernels.items()
     }
 
 
-def _as_float32(variable):
-    return ops.cast(ops.convert_to_tensor(variable), "float32")
+def _absolute(variable) -> np.ndarray:
+    return np.asarray(tf.abs(tf.cast(tf.convert_to_tensor(variable), tf.float32)))

@@ -1,6 +1,7 @@
 """WeightMask: a mask on the single weights of a layer."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from tfprune.layers.kernel_gate import KernelGate
@@ -47,7 +48,7 @@ class WeightMask(KernelGate):
 
     def set_mask(self, index, mask):
         kernel = self.kernel(index)
-        mask = ops.convert_to_tensor(mask, "bool")
+        mask = tf.convert_to_tensor(mask, tf.bool)
         self.masks[index].assign(mask)
         kernel.assign(_zeroed(kernel, mask))
 
@@ -65,5 +66,5 @@ class _HoldZeros(keras.constraints.Constraint):
 
 def _zeroed(kernel, mask):
     # A product would turn infinite weights into NaN.
-    kernel = ops.convert_to_tensor(kernel)
-    return ops.where(mask, kernel, ops.zeros((), kernel.dtype))
+    kernel = tf.convert_to_tensor(kernel)
+    return tf.where(mask, kernel, tf.constant(0, kernel.dtype))
