@@ -33,6 +33,23 @@ def slope(scores, estimator="softplus", negative_slope=0.2):
     return tf.nn.sigmoid(scores) if estimator == "softplus" else tf.nn.softplus(scores)
 
 
+def sloped(values, scores, estimator="softplus", negative_slope=0.2):
+    """Returns values times `slope(scores)`, all of the same shape.
+
+    Args:
+        values: float tensor.
+        scores: float tensor.
+        estimator: see `slope`.
+        negative_slope: see `slope`.
+    """
+    if estimator == "linear":
+        return values
+    if estimator == "softplus":
+        # Both in one operation.
+        return tf.raw_ops.SoftplusGrad(gradients=values, features=scores)
+    return values * slope(scores, estimator, negative_slope)
+
+
 def masked(weights, scores, estimator="softplus", rule="modified", negative_slope=0.2):
     """Returns weights where scores are above zero, and zeros elsewhere.
 
@@ -67,7 +84,7 @@ def masked(weights, scores, estimator="softplus", rule="modified", negative_slop
             change = tf.cast(upstream, m.dtype) * factor
             return (
                 upstream * is_open,
-                change * slope(m, estimator, negative_slope),
+                sloped(change, m, estimator, negative_slope),
             )
 
         return w * is_open, gradient
@@ -96,7 +113,7 @@ def passing(mask, scores, estimator="softplus", negative_slope=0.2):
     @tf.custom_gradient
     def operation(m):
         def gradient(upstream):
-            return upstream * slope(m, estimator, negative_slope)
+            return sloped(upstream, m, estimator, negative_slope)
 
         return tf.cast(mask, m.dtype), gradient
 

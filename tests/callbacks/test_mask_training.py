@@ -190,10 +190,18 @@ def test_scores_follow_the_formula_in_one_step(estimator, rule):
     callback = MaskTraining(learning_rate=0.3, strength=0.02)
     gated.fit(data().take(1), verbose=0, callbacks=[callback])
     gate = gated.get_layer("hidden")
-    slope = gate.learning.slope(tf.constant(0.5)).numpy()
+    slope = gate.learning.sloped(tf.ones(()), tf.constant(0.5)).numpy()
     factor = np.sign(kernel.numpy()) if rule == "modified" else kernel.numpy()
     expected = 0.5 - 0.3 * slope * (factor * dt + 0.02)
     np.testing.assert_allclose(gate.scores[0].numpy(), expected, rtol=1e-4)
+    # Afterwards gradients of scores are the estimator's again.
+    with tf.GradientTape() as tape:
+        tape.watch(gate.scores[0].value)
+        loss = tf.reduce_sum(gate.gated(0, kernel.value))
+    given = tape.gradient(loss, gate.scores[0].value).numpy()
+    score = gate.scores[0].numpy()
+    expected = gate.learning.sloped(tf.constant(factor), tf.constant(score))
+    np.testing.assert_allclose(given, expected, rtol=1e-5)
 
 
 # Resuming ----------------------------------------------------------------------------
@@ -301,10 +309,10 @@ def test_no_retracing():
 
 
 def updates(scores, **settings):
-    scored = [
-        Scored(str(n), keras.Variable(np.float32(each)), tf.ones_like)
-        for n, each in enumerate(scores)
-    ]
+    gates = [TrainableChannelMask(len(each), estimator="linear") for each in scores]
+    scored = [Scored(str(n), gate.scores, gate) for n, gate in enumerate(gates)]
+    for each, values in zip(scored, scores, strict=True):
+        each.scores.assign(values)
     settings = {
         "strength": 0.0,
         "hysteresis": 0.0,

@@ -106,7 +106,9 @@ class MaskTraining(BudgetedCallback):
             optimizer.build(self.model.trainable_variables)
         self._updates = self._make_updates()
         self._updates.sync()
-        self._origin = None
+        self._updates.leave_slope(True)
+        # Where the run begins, and how many batches of `mask_data` it has taken.
+        self._origin = self._taken = None
         vars(optimizer)["apply_gradients"] = self._routed(optimizer)
         self._set_trainable(self.mask_data is None)
         self.model.make_train_function(force=True)
@@ -118,8 +120,10 @@ class MaskTraining(BudgetedCallback):
             self._origin = training.origin(self.model, self.params, epoch)
         self._updates.begin_epoch()
         self._look()
-        if self.mask_data is not None:
-            start = self._position() % self._num_batches
+        if self.mask_data is not None and self._position() != self._taken:
+            # Skipped batches are read all the same, so only where it is needed.
+            self._taken = self._position()
+            start = self._taken % self._num_batches
             self._batches = iter(self.mask_data.repeat().skip(start))
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -128,6 +132,7 @@ class MaskTraining(BudgetedCallback):
         for _ in range(self.model.steps_per_execution):
             batch = keras.utils.unpack_x_y_sample_weight(next(self._batches))
             self._mask_step(*batch)
+            self._taken += 1
 
     def on_train_batch_end(self, batch, logs=None):
         if self._has_budget and self.graph.unit == "channel":
@@ -144,6 +149,7 @@ class MaskTraining(BudgetedCallback):
     def on_train_end(self, logs=None):
         vars(self.model.optimizer).pop("apply_gradients", None)
         self._set_trainable(False)
+        self._updates.leave_slope(False)
         self.model.train_function = None
         if self._has_budget:
             self.warn_unless_met(

@@ -18,7 +18,7 @@ class Scored:
     Attributes:
         name: what its density is called in the logs.
         scores: the variable.
-        slope: function from scores to the estimator's derivative.
+        gate: the `TrainableMask` or `TrainableChannelMask` that holds them.
         mask: variable that follows the scores, None where the scores themselves tell.
         kernels: `(variable, shape)` of the weights that a closed score holds still; the
             mask is reshaped to this.
@@ -29,7 +29,7 @@ class Scored:
 
     name: str
     scores: object
-    slope: object
+    gate: object
     mask: object = None
     kernels: tuple = ()
     norms: object = None
@@ -42,7 +42,7 @@ def scored_kernels(graph) -> list[Scored]:
         Scored(
             name,
             kernel.gate.scores[kernel.index],
-            kernel.gate.learning.slope,
+            kernel.gate,
             kernels=((kernel.variable, tuple(kernel.variable.shape)),),
         )
         for name, kernel in graph.kernels.items()
@@ -77,7 +77,7 @@ def _scored_channels(gates: list, push: dict) -> Scored:
     return Scored(
         gates[0].name,
         mask.scores,
-        mask.learning.slope,
+        mask,
         mask=mask.mask,
         kernels=tuple((gate.gate_variable, (-1,)) for gate in gates),
         norms=norms if mask.learning.rule == "modified" else None,
@@ -129,6 +129,11 @@ class ScoreUpdates:
                 logs[f"density/{each.name}"] = int(count.numpy()) / size
         return logs
 
+    def leave_slope(self, flag: bool):
+        """Says whether gradients of scores come without estimators' derivatives."""
+        for each in self.scored:
+            each.gate.leaves_slope = flag
+
     def sync(self):
         """Puts scores on the side of the threshold where their masks are."""
         for each in self.scored:
@@ -139,7 +144,8 @@ class ScoreUpdates:
         """Moves the scores, where their gradients are finite.
 
         Args:
-            gradients: list of float32 tensors, None for scores that had no part.
+            gradients: list of float32 tensors, without the estimators' derivatives;
+                None for scores that had no part.
             rate: float tensor, the learning rate.
         """
         total = tf.add_n([count.value for count in self._open])
@@ -158,7 +164,8 @@ class ScoreUpdates:
         if each.norms is not None:
             gradient = tf.math.divide_no_nan(gradient, each.norms())
         push = self._strength * pushing * each.push
-        moved = scores - rate * (gradient + push * each.slope(scores))
+        slope = each.gate.learning.sloped
+        moved = scores - rate * slope(gradient + push, scores)
         is_open = moved > 0
         count = _count(is_open)
         # Rarely is there anything to take back, so it is looked for by two numbers.
@@ -204,7 +211,9 @@ def _taken_back(scores, was_open, moved, least):
 
 
 def _count(flags):
-    return tf.reduce_sum(tf.cast(flags, "int32"))
+    # Floats take half the time, and count up to here exactly.
+    dtype = "float32" if flags.shape.num_elements() <= 1 << 24 else "int32"
+    return tf.cast(tf.reduce_sum(tf.cast(flags, dtype)), "int32")
 
 
 def _variable(value, dtype="float32"):

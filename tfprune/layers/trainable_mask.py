@@ -41,9 +41,11 @@ class _Learning:
                     f"Received: {name}={getattr(self, name)!r}"
                 )
 
-    def slope(self, scores):
-        """Returns the estimator's derivative at `scores`."""
-        return straight_through.slope(scores, self.estimator, self.negative_slope)
+    def sloped(self, values, scores):
+        """Returns values times the estimator's derivative at `scores`."""
+        return straight_through.sloped(
+            values, scores, self.estimator, self.negative_slope
+        )
 
 
 @keras.saving.register_keras_serializable("tfprune")
@@ -96,6 +98,9 @@ class TrainableMask(KernelGate):
         **kwargs,
     ):
         self.learning = _Learning(estimator, rule, negative_slope, initial)
+        # Whether gradients of scores come without the estimator's derivative, because
+        # what trains them applies it, to them and to its push at once.
+        self.leaves_slope = False
         super().__init__(layer, kernels, **kwargs)
 
     def build_gate(self):
@@ -119,7 +124,7 @@ class TrainableMask(KernelGate):
         return straight_through.masked(
             kernel,
             self.scores[index],
-            learning.estimator,
+            "linear" if self.leaves_slope else learning.estimator,
             learning.rule,
             learning.negative_slope,
         )
@@ -159,6 +164,7 @@ class TrainableChannelMask(ChannelMask):
     ):
         super().__init__(size, **kwargs)
         self.learning = _Learning(estimator, rule, negative_slope, initial)
+        self.leaves_slope = False
         self.scores = self.add_weight(
             shape=(size,),
             dtype="float32",
@@ -170,8 +176,9 @@ class TrainableChannelMask(ChannelMask):
 
     def factors(self):
         learning = self.learning
+        estimator = "linear" if self.leaves_slope else learning.estimator
         return straight_through.passing(
-            self.mask, self.scores, learning.estimator, learning.negative_slope
+            self.mask, self.scores, estimator, learning.negative_slope
         )
 
     def get_config(self):
