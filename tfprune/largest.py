@@ -42,16 +42,18 @@ def largest(arrays: list[np.ndarray], count: int, least=None) -> list[np.ndarray
     while True:
         rest = {n: array for n, array in enumerate(arrays) if n not in fixed}
         missing = count - sum(int(least[number]) for number in fixed)
-        masks = band and band.best(rest, missing)
-        if masks is None:
+        chosen = band and band.best(rest, missing)
+        if chosen is None:
             band = _Band(rest, *_bounds(list(rest.values()), missing))
-            masks = band.best(rest, missing)
-        if masks is None:
+            chosen = band.best(rest, missing)
+        if chosen is None:
             # A sample that misleads is as rare as it is harmless.
-            masks = _Band(rest, -np.inf, np.inf).best(rest, missing)
-        short = [n for n, mask in masks.items() if np.count_nonzero(mask) < least[n]]
+            band = _Band(rest, -np.inf, np.inf)
+            chosen = band.best(rest, missing)
+        kept = {n: band.counts[n] + len(places) for n, places in chosen.items()}
+        short = [number for number in rest if kept[number] < least[number]]
         if not short:
-            masks.update(fixed)
+            masks = {**band.masks(chosen), **fixed}
             return [masks[number] for number in range(len(arrays))]
         fixed.update({n: _best(arrays[n], int(least[n])) for n in short})
 
@@ -71,39 +73,54 @@ class _Band:
         arrays: `{number: array}`.
         low: float.
         high: float, not below `low`.
+
+    Attributes:
+        counts: `{number: how many entries are above}`.
     """
 
     def __init__(self, arrays: dict, low, high):
         found = _each(lambda array: _between(array, low, high), list(arrays.values()))
         self._found = dict(zip(arrays, found, strict=True))
         self._arrays, self._low = arrays, low
+        self.counts = {n: np.count_nonzero(each[0]) for n, each in self._found.items()}
 
     def best(self, numbers, count: int) -> dict | None:
-        """Returns masks of the `count` largest, None if the last is not in the band.
+        """Returns where the `count` largest are beside those above, `{number: places}`.
+
+        None if the last of them is not in the band.
 
         Args:
             numbers: of the arrays to look at.
             count: int, at least 0.
         """
-        above, places, values = zip(*(self._found[n] for n in numbers), strict=True)
-        masks = dict(zip(numbers, (mask.copy() for mask in above), strict=True))
-        missing = count - sum(map(np.count_nonzero, above))
-        if missing <= 0:
-            return None if missing else masks
-        inside = np.concatenate(values)
+        missing = count - sum(self.counts[number] for number in numbers)
+        if missing < 0:
+            return None
+        inside = np.concatenate([self._found[number][2] for number in numbers])
         # Above the threshold all stay; of what is equal to it as many as are missing.
         is_low = missing > inside.size
-        threshold = self._low if is_low else np.partition(inside, -missing)[-missing]
+        threshold = self._low if is_low else np.inf
+        if missing and not is_low:
+            threshold = np.partition(inside, -missing)[-missing]
         missing -= np.count_nonzero(inside > threshold)
-        for number, place, value in zip(numbers, places, values, strict=True):
-            masks[number][place[value > threshold]] = True
+        chosen = {}
+        for number in numbers:
+            _, places, values = self._found[number]
+            chosen[number] = places[values > threshold]
             if missing:
-                ties = place[value == threshold]
+                ties = places[values == threshold]
                 if is_low:
                     ties = np.flatnonzero(self._arrays[number] == threshold)
-                masks[number][ties[:missing]] = True
-                missing -= len(ties[:missing])
-        return None if missing else masks
+                ties = ties[:missing]
+                chosen[number] = np.concatenate([chosen[number], ties])
+                missing -= len(ties)
+        return None if missing else chosen
+
+    def masks(self, chosen: dict) -> dict:
+        """Returns masks of what is above and of these places, once."""
+        for number, places in chosen.items():
+            self._found[number][0][places] = True
+        return {number: self._found[number][0] for number in chosen}
 
 
 def _each(function, arrays: list) -> list:
