@@ -88,6 +88,17 @@ def test_floors_that_move_the_threshold_far(kind):
     check(arrays, masks, 310_000, least)
 
 
+def test_floors_go_before_the_count():
+    arrays = [np.float32([3, 1]), np.float32([4, 5, 6]), np.float32([2])]
+    found = largest(arrays, 2, [1, 2, 0])
+    assert [mask.tolist() for mask in found] == [
+        [True, False],
+        [False, True, True],
+        [False],
+    ]
+    assert not any(mask.any() for mask in largest(arrays, 0))
+
+
 @pytest.mark.parametrize("bounds", [(2.0, 3.0), (-3.0, -2.0), (0.0, 0.0)])
 def test_a_misleading_sample_costs_time_and_nothing_else(monkeypatch, bounds):
     monkeypatch.setattr(module, "_bounds", lambda arrays, k: bounds)

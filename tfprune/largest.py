@@ -22,9 +22,9 @@ def largest(arrays: list[np.ndarray], count: int, least=None) -> list[np.ndarray
 
     Args:
         arrays: 1-D float arrays without NaN.
-        count: int, at least 0 and at most the number of entries.
-        least: ints, how many of each array are among them in any case, `count` in sum
-            at most. By default none.
+        count: int, at most the number of entries.
+        least: ints, how many of each array are among them in any case, even where that
+            is more than `count` in all. By default none.
 
     Returns:
         A bool array for each of `arrays`.
@@ -34,14 +34,15 @@ def largest(arrays: list[np.ndarray], count: int, least=None) -> list[np.ndarray
     >>> largest([np.array([3.0, 1.0]), np.array([1.0, 2.0])], 3)
     [array([ True,  True]), array([False,  True])]
     """
-    total = sum(each.size for each in arrays)
-    if count <= 0 or count >= total:
-        return [np.full(each.size, count > 0) for each in arrays]
-    least = [0] * len(arrays) if least is None else least
+    least = [0] * len(arrays) if least is None else [int(number) for number in least]
+    if count >= sum(each.size for each in arrays):
+        return [np.ones(each.size, bool) for each in arrays]
+    if count <= sum(least):
+        return [_best(*each) for each in zip(arrays, least, strict=True)]
     fixed, band = {}, None
     while True:
         rest = {n: array for n, array in enumerate(arrays) if n not in fixed}
-        missing = count - sum(int(least[number]) for number in fixed)
+        missing = count - sum(least[number] for number in fixed)
         chosen = band and band.best(rest, missing)
         if chosen is None:
             band = _Band(rest, *_bounds(list(rest.values()), missing))
@@ -55,14 +56,15 @@ def largest(arrays: list[np.ndarray], count: int, least=None) -> list[np.ndarray
         if not short:
             masks = {**band.masks(chosen), **fixed}
             return [masks[number] for number in range(len(arrays))]
-        fixed.update({n: _best(arrays[n], int(least[n])) for n in short})
+        fixed.update({number: _best(arrays[number], least[number]) for number in short})
 
 
 def _best(array: np.ndarray, count: int) -> np.ndarray:
     if count > 1:
         return largest([array], count)[0]
     mask = np.zeros(array.size, bool)
-    mask[np.argmax(array)] = True
+    if count:
+        mask[np.argmax(array)] = True
     return mask
 
 

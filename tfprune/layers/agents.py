@@ -16,7 +16,7 @@ _CELLS = {"rnn": layers.SimpleRNNCell, "lstm": layers.LSTMCell, "none": None}
 
 def _dense(units, name, **settings):
     # With a name of its own: TensorFlow adds gradients up in an order that goes by
-    # names, and those Keras makes up are others in the next process.
+    # names, and a name that Keras makes up is another one after loading.
     return layers.Dense(units, dtype="float32", name=name, **settings)
 
 
