@@ -26,14 +26,18 @@ def expected(arrays, count):
     return keep
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=4), st.data())
-def test_same_as_a_stable_sort(kinds, data):
+def drawn(kinds, data):
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    arrays = [
+    return [
         KINDS[kind](random, data.draw(st.integers(1, 300))).astype("float32")
         for kind in kinds
     ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=4), st.data())
+def test_same_as_a_stable_sort(kinds, data):
+    arrays = drawn(kinds, data)
     count = data.draw(st.integers(0, sum(a.size for a in arrays)))
     masks = largest(arrays, count)
     assert np.array_equal(np.concatenate(masks), expected(arrays, count))
@@ -42,11 +46,7 @@ def test_same_as_a_stable_sort(kinds, data):
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(sorted(KINDS)), min_size=2, max_size=5), st.data())
 def test_some_of_each_stay_in_any_case(kinds, data):
-    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    arrays = [
-        KINDS[kind](random, data.draw(st.integers(1, 200))).astype("float32")
-        for kind in kinds
-    ]
+    arrays = drawn(kinds, data)
     least = [data.draw(st.integers(0, array.size)) for array in arrays]
     count = data.draw(st.integers(sum(least), sum(a.size for a in arrays)))
     masks = largest(arrays, count, least)
