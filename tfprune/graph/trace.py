@@ -358,11 +358,11 @@ class Trace:
     def _apply_rule(self, call: Call, args, kwargs):
         rule = self._rule_of(call.operation)
         given = {k: v for k, v in kwargs.items() if v is not None and k != "training"}
-        first = next(iter(inspect.signature(call.operation.call).parameters), None)
-        if not args and first in given:
-            args = (given.pop(first),)
+        if not args:
+            first = next(iter(inspect.signature(call.operation.call).parameters), None)
+            args = (given.pop(first),) if first in given else ()
         try:
-            inspect.signature(rule).bind(call, *args, **given)
+            _signature(rule).bind(call, *args, **given)
         except TypeError:
             return None
         return rule(call, *args, **given)
@@ -405,6 +405,11 @@ class Trace:
                 if one is not None and other is not None and len(one) != len(other):
                     one, other = np.append(one, other), None
                 self.tie(one, other, reason="shared with channels that are kept")
+
+
+@functools.cache
+def _signature(rule) -> inspect.Signature:
+    return inspect.signature(rule)
 
 
 def variable_of(layer, name: str):

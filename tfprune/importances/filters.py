@@ -5,6 +5,7 @@ import abc
 import numpy as np
 
 from tfprune.graph import Graph, Group
+from tfprune.reading import shared_array
 
 
 class FilterImportance(abc.ABC):
@@ -47,8 +48,8 @@ class FilterImportance(abc.ABC):
         """Returns the score at every position of the part's axis, once per variable."""
         key = (id(part.variable), part.axis)
         if key not in scored:
-            filters = np.moveaxis(part.variable.numpy(), part.axis, 0)
-            filters = filters.reshape(len(filters), -1).astype(np.float32)
+            filters = np.moveaxis(shared_array(part.variable), part.axis, 0)
+            filters = filters.reshape(len(filters), -1).astype(np.float32, copy=False)
             scores = self.of_filters(filters)
             if not np.isfinite(scores).all():
                 raise ValueError(

@@ -7,6 +7,7 @@ import keras
 from tfprune.graph import Graph, as_graph
 from tfprune.graph.literals import rewriter
 from tfprune.graph.registry import settings_of
+from tfprune.reading import shared_array
 from tfprune.surgery.certificate import certify, finite_probe, nudged, run
 from tfprune.surgery.folding import fold_constants, with_constants
 from tfprune.surgery.gates import has_gates, has_kernel_gates
@@ -146,17 +147,18 @@ def compact_unverified(
         by_node.setdefault(id(call.node), call)
 
     def sliced(variable):
-        value = values.get(id(variable))
-        value = variable.numpy() if value is None else value
+        whole = values.get(id(variable))
+        value = whole = shared_array(variable) if whole is None else whole
         for axis in range(value.ndim):
             if (id(variable), axis) in labels:
                 value = value.compress(kept(labels[id(variable), axis]), axis)
-        return value
+        # TensorFlow may keep the memory of an array, and this is the old variable's.
+        return value.copy() if value is whole else value
 
     def make(operation, path):
         call = by_operation.get(id(operation))
         settings = {} if call is None else settings_of(call, kept)
-        return copy_operation_like(operation, settings, plain=True)
+        return copy_operation_like(operation, settings, plain=True, value_of=sliced)
 
     replace_literals = rewriter({k: sliced(x) for k, x in graph.literals.items()})
 

@@ -31,6 +31,7 @@ _ADDED = {
     Share: "regularizer",
     Beside: "regularizer",
 }
+_ZEROS = keras.initializers.Zeros()
 
 
 class Rebuilder:
@@ -217,6 +218,7 @@ def copy_operation_like(
     settings: dict | None = None,
     plain: bool = False,
     draw: bool = False,
+    value_of: Callable | None = None,
 ):
     """Returns an unbuilt copy of a layer or operation, with its name.
 
@@ -225,6 +227,9 @@ def copy_operation_like(
         settings: constructor arguments that differ.
         plain: whether constraints and regularizers that tfprune has set are left out.
         draw: whether its weights will be what its initializers draw, and not zeros.
+        value_of: function from a variable to the array that its copy starts with,
+            which spares `copy_state` the assignment where it works. Its memory may
+            become the copy's own.
     """
     settings = settings or {}
     if isinstance(operation, OwnWeight):
@@ -235,7 +240,7 @@ def copy_operation_like(
         return _copy_lambda(operation)
     config = _config_of(operation)
     if type(operation).__module__.startswith("keras."):
-        config.update(_lean_arguments(operation, config, plain))
+        config.update(_lean_arguments(operation, config, plain, value_of))
         if draw:
             config.update(_fresh_initializers(operation))
     try:
@@ -260,11 +265,14 @@ def _not_rebuilt(layer) -> str:
     )
 
 
-def _lean_arguments(layer, config: dict, plain: bool) -> dict:
+def _lean_arguments(layer, config: dict, plain: bool, value_of) -> dict:
     """Returns arguments that are quicker or safer than what the config says."""
     own = vars(layer)
-    # Every weight is assigned afterwards: drawing random ones would be waste.
-    arguments = {name: "zeros" for name in initializers_of(layer) if name in config}
+    arguments = {
+        name: _starting_value(own, name.removesuffix("_initializer"), value_of)
+        for name in config
+        if name.endswith("_initializer") and name in own
+    }
     activation = own.get("activation")
     if callable(activation) and not isinstance(activation, keras.layers.Layer):
         # As an object it needs no name that Keras can look up again.
@@ -273,6 +281,32 @@ def _lean_arguments(layer, config: dict, plain: bool) -> dict:
         if plain and isinstance(own.get(name), tuple(_ADDED)):
             arguments[name] = getattr(own[name], _ADDED[type(own[name])])
     return arguments
+
+
+def _starting_value(own: dict, name: str, value_of: Callable | None):
+    """Returns an initializer for a variable that gets its value anyway."""
+    source = own.get(name, own.get(f"_{name}"))
+    if value_of is None or not isinstance(source, keras.Variable):
+        # Drawing random numbers would be waste.
+        return _ZEROS
+    return _Given(source, value_of)
+
+
+class _Given:
+    """An initializer that gives a variable the value it would be assigned later."""
+
+    def __init__(self, source, value_of: Callable):
+        self.source = source
+        self.was_used = False
+        self._value_of = value_of
+
+    def __call__(self, shape, dtype=None):
+        value = self._value_of(self.source)
+        if value.shape != tuple(shape):
+            # `copy_state` says what is wrong.
+            return keras.ops.zeros(shape, dtype)
+        self.was_used = True
+        return value
 
 
 def initializers_of(layer) -> dict:
@@ -315,7 +349,15 @@ def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy())
             f"variables, its copy {len(new_variables)}: its `get_config` does not "
             "describe it fully."
         )
+    own = initializers_of(new)
+    given = {
+        id(each.source)
+        for each in own.values()
+        if isinstance(each, _Given) and each.was_used
+    }
     for source, target in zip(old_variables, new_variables, strict=True):
+        if id(source) in given:
+            continue
         value = np.asarray(value_of(source))
         if isinstance(old, OwnWeight):
             value = value.reshape(target.shape[0], -1)
@@ -329,5 +371,4 @@ def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy())
         # It computes with constants, made of its variables some time before.
         new.mean, new.variance = old.mean, old.variance
     if isinstance(old, keras.layers.Layer):
-        own = initializers_of(new)
         vars(new).update({k: v for k, v in initializers_of(old).items() if k in own})
