@@ -18,7 +18,9 @@ import timing
 import tfprune
 from tfprune.surgery.compact import compact_unverified
 
-ROUNDS = 5
+ROUNDS = 11
+# On which network the whole is promised to take no more processor time than theirs.
+PROMISED = "ResNet-50"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +251,7 @@ def rows(results):
         structure.Row(
             f"trace + select + compact / build + step, {network.name}",
             seconds["CPU"][0] / seconds["CPU"][1],
-            1.0,
+            1.0 if network.name == PROMISED else None,
             "x",
             "{:.2f} beside {:.2f} CPU s".format(*seconds["CPU"]),
         )

@@ -17,6 +17,7 @@ FLOORS = {
         "thresholds",
         "largest",
         "radix_select",
+        "reading",
         "sparse_coding",
         "writing",
     ),
