@@ -9,6 +9,7 @@ from tfprune.graph import Graph
 from tfprune.largest import largest
 from tfprune.masks import Masks
 from tfprune.optimizers import GlobalSparseMomentum
+from tfprune.reading import shared_array
 from tfprune.surgery import apply_masks, strip
 
 # Weights at the edge of the cut should differ by more than this from those well below,
@@ -53,7 +54,7 @@ def remove_passive(model, data=None, verbose=1):
     names = {id(kernel.variable): name for name, kernel in graph.kernels.items()}
     masks, gaps, shares = {}, [], []
     for kernels, count in rankings:
-        arrays = [np.abs(kernel.numpy()).reshape(-1) for kernel in kernels]
+        arrays = [np.abs(shared_array(kernel)).reshape(-1) for kernel in kernels]
         kept = largest(arrays, count, np.ones(len(arrays), int))
         masks.update({names[id(k)]: m for k, m in zip(kernels, kept, strict=True)})
         gaps.append(_gap(np.concatenate(arrays), count))

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tfprune.reading import shared_array
+
 
 @dataclass(frozen=True, eq=False)
 class Slice:
@@ -27,7 +29,7 @@ class Slice:
 
     def values(self) -> np.ndarray:
         """Returns the entries of each unit: array of shape `(group.size, entries)`."""
-        array = np.asarray(self.variable.numpy(), np.float32)
+        array = np.asarray(shared_array(self.variable), np.float32)
         rows = np.moveaxis(array, self.axis, 0)[self.indices.ravel()]
         return rows.reshape(len(self.indices), -1)
 

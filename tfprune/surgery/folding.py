@@ -16,6 +16,7 @@ from tfprune.graph.constants import (
 from tfprune.graph.sums import SEPARABLE, constant_sums, has_borders
 from tfprune.graph.trace import Call, Read
 from tfprune.masks import Masks
+from tfprune.reading import shared_array
 from tfprune.surgery.mask import apply_masks
 from tfprune.surgery.rebuild import copy_model
 from tfprune.surgery.rewrites import foldable_normalizations
@@ -129,7 +130,7 @@ def _set_zero(graph: Graph, bindings, gone: np.ndarray) -> None:
     for binding in bindings:
         places = np.flatnonzero(gone[graph.units(binding.labels)])
         if len(places):
-            value = np.array(binding.variable.numpy())
+            value = np.array(shared_array(binding.variable))
             value[(slice(None),) * binding.axis + (places,)] = 0
             binding.variable.assign(value)
 
@@ -207,4 +208,4 @@ def _move(reader: _Reader, keep: np.ndarray, values: dict) -> None:
 
 def _value_of(variable, values: dict) -> np.ndarray:
     value = values.get(id(variable))
-    return np.array(variable.numpy(), np.float64) if value is None else value
+    return np.array(shared_array(variable), np.float64) if value is None else value

@@ -12,6 +12,7 @@ from tfprune.graph.following import OwnWeight
 from tfprune.graph.literals import rewriter
 from tfprune.layers import ChannelGate
 from tfprune.masks import Masks
+from tfprune.reading import shared_array
 from tfprune.surgery.gates import has_gates, has_kernel_gates
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 from tfprune.surgery.weights import (
@@ -101,7 +102,7 @@ def zeroed_values(graph: Graph, masks: Mapping) -> dict[int, np.ndarray]:
     variables = {id(b.variable): b.variable for b in graph.bindings}
     values = {}
     for key, axes in dropped_slices(graph, masks).items():
-        value = np.array(variables[key].numpy())
+        value = np.array(shared_array(variables[key]))
         for axis, indices in axes.items():
             value[(slice(None),) * axis + (indices,)] = 0
         values[key] = value
