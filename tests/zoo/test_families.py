@@ -47,8 +47,10 @@ def check_trained(model, inputs):
 
 @pytest.mark.parametrize("name", architectures.FAMILIES)
 def test_invariants(name):
+    # Random weights magnify the rounding of single precision to more than 1e-4.
+    keras.config.set_dtype_policy("float64")
     model = checker.randomize(architectures.application(name))
-    check_all(model, tolerance=1e-4)
+    check_all(model, tolerance=1e-10)
 
 
 def test_backbone_without_a_head_in_a_model_of_ones_own():
