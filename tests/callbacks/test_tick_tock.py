@@ -319,8 +319,10 @@ def scored(callback):
     yield found
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("arguments", [{}, {"steps_per_execution": 3}])
+@pytest.mark.parametrize(
+    "policy, arguments",
+    [("float32", {}), ("mixed_float16", {"steps_per_execution": 3})],
+)
 def test_scores_are_gate_times_gradient_of_each_batch(
     make_residual, data, policy, arguments
 ):
@@ -400,15 +402,6 @@ class Stop(Exception):
     pass
 
 
-class Saving(TickTock):
-    """Saves the model after one Tick, and stops there as if the power had gone."""
-
-    def on_tick_end(self, tick, logs):
-        if tick == self.stop_at:
-            self.model.save(self.path)
-            raise Stop
-
-
 def _assert_same(first, second):
     for a, b in zip(
         values(first.variables + first.optimizer.variables),
@@ -421,40 +414,25 @@ def _assert_same(first, second):
 SLOW = {"share": 0.06, "cycle": (3, 2)}
 
 
-@pytest.mark.parametrize("tick", [3, 5])
-def test_stopped_after_any_tick(model, data, tick, tmp_path):
-    model.save(tmp_path / "start.keras")
-    whole = keras.models.load_model(tmp_path / "start.keras")
-    train(whole, data, TickTock(dataset(data), HALF, **SLOW), epochs=9)
-    callback = Saving(dataset(data), HALF, **SLOW)
-    callback.stop_at, callback.path = tick, tmp_path / "stopped.keras"
-    with pytest.raises(Stop):
-        train(model, data, callback, epochs=9)
-    resumed = keras.models.load_model(callback.path)
-    epoch = 2 if tick <= 3 else 4
-    rest = TickTock(dataset(data), HALF, **SLOW)
-    train(resumed, data, rest, epochs=9, initial_epoch=epoch)
-    _assert_same(whole, resumed)
+def test_resumed_after_any_tick_or_epoch(model, data, tmp_path):
+    """Wherever a run was saved, the one that goes on from there ends as it did."""
 
+    class Saving(TickTock):
+        def on_tick_end(self, tick, logs):
+            if tick in (3, 5):
+                self.model.save(tmp_path / f"tick-{tick}.keras")
 
-@pytest.mark.parametrize("epoch", [2, 6])
-def test_stopped_after_any_epoch(model, data, epoch, tmp_path):
-    model.save(tmp_path / "start.keras")
-    whole = keras.models.load_model(tmp_path / "start.keras")
-    train(whole, data, TickTock(dataset(data), HALF, **SLOW), epochs=9)
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, logs)
+            if epoch + 1 in (2, 6):
+                self.model.save(tmp_path / f"epoch-{epoch + 1}.keras")
 
-    class Save(keras.callbacks.Callback):
-        def on_epoch_end(self, at, logs=None):
-            if at + 1 == epoch:
-                self.model.save(tmp_path / "stopped.keras")
-                raise Stop
-
-    with pytest.raises(Stop):
-        train(model, data, TickTock(dataset(data), HALF, **SLOW), Save(), epochs=9)
-    resumed = keras.models.load_model(tmp_path / "stopped.keras")
-    rest = TickTock(dataset(data), HALF, **SLOW)
-    train(resumed, data, rest, epochs=9, initial_epoch=epoch)
-    _assert_same(whole, resumed)
+    train(model, data, Saving(dataset(data), HALF, **SLOW), epochs=9)
+    for name, epoch in (("tick-3", 2), ("tick-5", 4), ("epoch-2", 2), ("epoch-6", 6)):
+        resumed = keras.models.load_model(tmp_path / f"{name}.keras")
+        rest = TickTock(dataset(data), HALF, **SLOW)
+        train(resumed, data, rest, epochs=9, initial_epoch=epoch)
+        _assert_same(model, resumed)
 
 
 def test_backup_and_restore(model, data, tmp_path):
