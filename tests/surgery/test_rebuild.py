@@ -33,6 +33,36 @@ def test_dtype_policy_of_a_single_layer():
     assert small.get_layer("half").compute_dtype == "float16"
 
 
+COPIES = {
+    "masked": lambda model: tfprune.apply_masks(model, {}),
+    "wrapped": tfprune.prune_wrap,
+    "wrapped at run time": lambda model: tfprune.prune_wrap(
+        model, tfprune.layers.RuntimeGate, keep_ratio=0.5
+    ),
+    "stripped": lambda model: tfprune.strip(tfprune.prune_wrap(model)),
+    "compact": lambda model: tfprune.compact(model, fold=True),
+    "faster": lambda model: tfprune.compact(model, optimize=True),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_initializers_survive(kind):
+    """Weights that are drawn anew some day are those that their user asked for."""
+    inputs = image()
+    x = layers.Conv2D(8, 3, kernel_initializer="he_normal", name="a")(inputs)
+    x = layers.BatchNormalization(gamma_initializer="ones", name="norm")(x)
+    x = conv(6, "b", kernel_initializer="he_normal")(layers.ReLU()(x))
+    model = keras.Model(inputs, head(x))
+    copy = COPIES[kind](model)
+    found = checker.layers_by_path(copy)
+    for path, layer in checker.layers_by_path(model).items():
+        copied = getattr(found[path], "layer", found[path])
+        for name in ("kernel_initializer", "moving_variance_initializer"):
+            if hasattr(copied, name):
+                assert type(getattr(copied, name)) is type(getattr(layer, name))
+    keras.models.clone_model(tfprune.strip(copy) if kind == "wrapped" else copy)
+
+
 def test_frozen_flags_survive():
     backbone, other = block(8, 3, "backbone"), block(6, 8, "other")
     inputs = image()

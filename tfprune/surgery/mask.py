@@ -67,15 +67,20 @@ def apply_masks(
     dropped = dropped_slices(graph, masks)
     literals = graph.literals.keys() & values.keys()
     replace_literals = rewriter({key: values[key] for key in literals})
+
+    def masked(variable):
+        value = values.get(id(variable))
+        return variable.numpy() if value is None else value
+
     rebuilder = Rebuilder(
-        lambda operation, path: copy_operation_like(operation),
+        lambda operation, path: copy_operation_like(operation, value_of=masked),
         lambda node, args, kwargs: replace_literals(args, kwargs),
         # In a layer of its own that is saved with it, a constraint is saved too.
         parts=graph.opener(lambda call: _holds_any(call.layer, values)),
     )
     new = rebuilder.model(graph.model)
     for old, twin in rebuilder.pairs:
-        copy_state(old, twin, lambda v: values.get(id(v), v.numpy()))
+        copy_state(old, twin, masked)
         _hold(old, twin, dropped)
     return new
 

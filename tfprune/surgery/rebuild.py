@@ -218,7 +218,7 @@ def copy_operation_like(
     settings: dict | None = None,
     plain: bool = False,
     draw: bool = False,
-    value_of: Callable | None = None,
+    value_of: Callable | None = keras.Variable.numpy,
 ):
     """Returns an unbuilt copy of a layer or operation, with its name.
 
@@ -226,10 +226,10 @@ def copy_operation_like(
         operation: layer or operation.
         settings: constructor arguments that differ.
         plain: whether constraints and regularizers that tfprune has set are left out.
-        draw: whether its weights will be what its initializers draw, and not zeros.
+        draw: whether its weights will be what its initializers draw.
         value_of: function from a variable to the array that its copy starts with,
-            which spares `copy_state` the assignment where it works. Its memory may
-            become the copy's own.
+            which spares a `copy_state` with the same function the assignment; by
+            default to its value. Its memory may become the copy's own. None for zeros.
     """
     settings = settings or {}
     if isinstance(operation, OwnWeight):
@@ -297,11 +297,11 @@ class _Given:
 
     def __init__(self, source, value_of: Callable):
         self.source = source
+        self.value_of = value_of
         self.was_used = False
-        self._value_of = value_of
 
     def __call__(self, shape, dtype=None):
-        value = self._value_of(self.source)
+        value = self.value_of(self.source)
         if value.shape != tuple(shape):
             # `copy_state` says what is wrong.
             return keras.ops.zeros(shape, dtype)
@@ -333,7 +333,7 @@ def _copy_lambda(layer):
     )
 
 
-def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy()):
+def copy_state(old, new, value_of: Callable = keras.Variable.numpy):
     """Gives a built copy the variables of its layer, in order, and its initializers.
 
     Args:
@@ -349,11 +349,10 @@ def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy())
             f"variables, its copy {len(new_variables)}: its `get_config` does not "
             "describe it fully."
         )
-    own = initializers_of(new)
     given = {
         id(each.source)
-        for each in own.values()
-        if isinstance(each, _Given) and each.was_used
+        for each in initializers_of(new).values()
+        if isinstance(each, _Given) and each.was_used and each.value_of is value_of
     }
     for source, target in zip(old_variables, new_variables, strict=True):
         if id(source) in given:
@@ -371,4 +370,10 @@ def copy_state(old, new, value_of: Callable = lambda variable: variable.numpy())
         # It computes with constants, made of its variables some time before.
         new.mean, new.variance = old.mean, old.variance
     if isinstance(old, keras.layers.Layer):
-        vars(new).update({k: v for k, v in initializers_of(old).items() if k in own})
+        copy_initializers(old, new)
+
+
+def copy_initializers(old, new) -> None:
+    """Gives a built copy, made without them, the initializers of its layer."""
+    own = initializers_of(new)
+    vars(new).update({k: v for k, v in initializers_of(old).items() if k in own})

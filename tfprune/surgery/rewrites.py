@@ -11,7 +11,12 @@ from tfprune.graph.rules_layers import channel_axis
 from tfprune.layers import GATED_TYPES
 from tfprune.layers.channel_gate import scaled_outputs
 from tfprune.layers.swapping import attribute_of
-from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.surgery.rebuild import (
+    Rebuilder,
+    copy_initializers,
+    copy_operation_like,
+    copy_state,
+)
 
 _DEPTHWISE = {
     layers.Conv1D: layers.DepthwiseConv1D,
@@ -43,7 +48,7 @@ def faster(model: keras.Model, small_maps: bool = True) -> keras.Model:
             policy = operation.dtype_policy.name
             return layers.Identity(name=operation.name, dtype=policy)
         settings = {"use_bias": True} if id(operation) in folds else {}
-        twin = copy_operation_like(operation, settings)
+        twin = copy_operation_like(operation, settings, value_of=None)
         size = places.get(id(operation), 0) if small_maps else np.inf
         return _faster_layer(twin, operation, size)
 
@@ -85,6 +90,7 @@ def _assign_folded(old, normalization, twin) -> None:
         value = values.get(id(source), source.numpy())
         target.assign(_faster_value(twin, value))
     twin.bias.assign(bias)
+    copy_initializers(old, twin)
 
 
 def _places(graph: Graph) -> dict[int, int]:

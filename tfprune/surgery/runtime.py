@@ -6,7 +6,12 @@ import numpy as np
 from tfprune.graph import Graph
 from tfprune.graph.runtime_places import runtime_places
 from tfprune.layers import RuntimeGate, RuntimePolicy
-from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
+from tfprune.surgery.rebuild import (
+    Rebuilder,
+    copy_initializers,
+    copy_operation_like,
+    copy_state,
+)
 
 
 def wrap_runtime(
@@ -130,7 +135,9 @@ class _Wrapping:
         self.model = rebuilder.model(graph.model)
         pairs = {id(old): (old, new) for old, new in rebuilder.pairs}
         for old, new in rebuilder.pairs:
-            if id(old) not in self._norms:
+            if id(old) in self._norms:
+                copy_initializers(old, new)
+            else:
                 copy_state(old, new)
         for key, gate in self._gates.items():
             if self._takes_over:

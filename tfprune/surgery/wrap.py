@@ -22,9 +22,9 @@ from tfprune.layers import (
 from tfprune.surgery.gates import has_gates, has_runtime_gates
 from tfprune.surgery.rebuild import (
     Rebuilder,
+    copy_initializers,
     copy_operation_like,
     copy_state,
-    initializers_of,
 )
 from tfprune.surgery.runtime import wrap_runtime
 from tfprune.surgery.weights import built_copy, wrap_kernels
@@ -249,4 +249,4 @@ def _fold_gate(gate: SwapWrapper, twin) -> None:
         new.assign(values.get(id(old), old))
     if added:
         twin.gamma.assign(gate.swaps()["gamma"])
-    vars(twin).update(initializers_of(gate.layer))
+    copy_initializers(gate.layer, twin)
