@@ -6,10 +6,10 @@
     --only independent  residual blocks pruned each on its own: what scattering costs
 
 Every regularizer is tried with the same six pushes (strength times the sum of the
-learning rates over 1 - momentum), each 1.4 times the last, so that none is judged by a
-push too weak or too strong for it. All networks are cut to the same FLOPs by the global
-order of their scales, a tenth of every layer staying. The push is chosen on validation
-images by the accuracy right after pruning; test images are looked at once per row.
+learning rates over 1 - momentum), each 1.4 times the last; a best one at either end may
+not be the best there is. All networks are cut to the same FLOPs by the global order of
+their scales, a tenth of every layer staying. The push is chosen on validation images by
+the accuracy right after pruning; test images are looked at once per row.
 
 Weight decay is scaled to the length of the run, as the push is: the paper's 200 epochs
 shrink a shift that nothing holds by e^28. The shifts that short runs leave on channels
