@@ -152,7 +152,8 @@ def weights_by_path(model) -> dict:
                 if isinstance(part, layers.Layer):
                     walk(part, f"{path}{part.name}/")
             return
-        for number, variable in enumerate(layer.variables):
+        # Not `variables`: those of random numbers that are not drawn may go.
+        for number, variable in enumerate(layer.weights):
             found[f"{path}{number}"] = variable.numpy()
 
     walk(model, "")

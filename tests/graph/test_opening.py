@@ -8,6 +8,8 @@ from keras import layers, ops
 from own import Chain, Own, Residual, around, check_own, register
 
 import tfprune
+from tfprune.graph.following import NotOpened
+from tfprune.graph.opening import open_layer
 
 
 @register
@@ -91,6 +93,36 @@ class Positions(Own):
         return ops.reshape(x, (-1, 1, steps, self.width))
 
 
+@register
+class Excited(Own):
+    """Squeeze and excitation; weightless parts are new in every call, or not built."""
+
+    def __init__(self, width=8, **kwargs):
+        super().__init__(width, **kwargs)
+        self.conv = layers.Conv2D(width, 1, name="conv")
+        self.squeeze = layers.Dense(4, "relu", name="squeeze")
+        self.excite = layers.Dense(width, "sigmoid", name="excite")
+        self.unused = layers.Dropout(0.5, name="unused")
+        self.join = layers.Concatenate(name="join")
+
+    def build(self, shape):
+        self.conv.build(shape)
+        self.squeeze.build((None, self.width))
+        self.excite.build((None, 4))
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 2 * self.width)
+
+    def call(self, x):
+        x = self.conv(x)
+        means = layers.GlobalAveragePooling2D()(x)
+        scales = self.excite(self.squeeze(means))
+        scaled = layers.multiply([x, layers.Reshape((1, 1, self.width))(scales)])
+        batch, height, width, _ = ops.shape(x)
+        rows = ops.reshape(self.join([x, scaled]), (batch, -1, 2 * self.width))
+        return ops.reshape(rows, (batch, height, width, 2 * self.width))
+
+
 # Opened --------------------------------------------------------------------------
 
 
@@ -141,9 +173,64 @@ def test_own_weights_still_train():
         assert not any(map(np.array_equal, before, after))
 
 
-@pytest.mark.parametrize("kind", [Twice, Weights, Heads])
+@pytest.mark.parametrize("kind", [Twice, Weights, Heads, Excited])
 def test_composites_of_every_kind(kind):
     check_own(around(kind(name="own"), size=4), "b")
+
+
+def test_weightless_parts_need_not_be_built():
+    model = around(Excited(12, name="own"), size=4)
+    assert not model.get_layer("own").join.built
+    check_own(model, "own/conv", "own/squeeze")
+
+
+def test_lengths_that_only_keras_leaves_open():
+    @register
+    class Halved(Own):
+        def __init__(self, width=8, **kwargs):
+            super().__init__(width, **kwargs)
+            self.dense = layers.Dense(width, name="dense")
+
+        def build(self, shape):
+            self.dense.build((None, None, 2 * shape[-1]))
+
+        def call(self, x):
+            return self.dense(ops.reshape(x, (ops.shape(x)[0], -1, 2 * x.shape[-1])))
+
+    inputs = layers.Input((8, 6))
+    x = Halved(12, name="first")(inputs)
+    x = layers.ReLU()(Halved(10, name="second")(x))
+    assert x.shape == (None, None, 10)
+    x = layers.GlobalAveragePooling1D()(x)
+    model = checker.randomize(keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+    check_own(model, "first/dense", "second/dense")
+    assert tfprune.cost(model).macs == 4 * 12 * 12 + 2 * 24 * 10 + 30
+
+
+def test_lengths_no_longer_than_a_table_of_positions():
+    @register
+    class Placed(Own):
+        def __init__(self, width=8, **kwargs):
+            super().__init__(width, **kwargs)
+            self.tokens = layers.Embedding(9, width, name="tokens")
+            self.places = layers.Embedding(6, width, name="places")
+            self.dense = layers.Dense(width, "relu", name="dense")
+
+        def build(self, shape):
+            self.tokens.build(shape)
+            self.places.build(shape)
+            self.dense.build((*shape, self.width))
+
+        def call(self, tokens):
+            places = ops.cumsum(ops.ones_like(tokens), axis=1) - 1
+            return self.dense(self.tokens(tokens) + self.places(places))
+
+    inputs = layers.Input((None,), dtype="int32")
+    x = layers.Dense(8, "relu", name="a")(Placed(name="own")(inputs))
+    x = layers.GlobalAveragePooling1D()(x)
+    model = checker.randomize(keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+    tokens = np.random.default_rng(0).integers(0, 9, (4, 6))
+    check_own(model, "own/tokens", "own/places", "own/dense", inputs=tokens)
 
 
 def test_composite_in_a_composite():
@@ -413,6 +500,46 @@ def test_regularized_outputs_and_masks_keep_a_layer_whole():
     x = layers.LSTM(4)(Mixer(name="odd")(x))
     graph = tfprune.Graph(keras.Model(inputs, layers.Dense(2)(x)))
     assert "given a mask" in graph.skipped["odd"]
+
+
+def test_parts_with_weights_that_are_not_built_keep_a_layer_whole():
+    @register
+    class Late(Own):
+        def __init__(self, width=8, **kwargs):
+            super().__init__(width, **kwargs)
+            self.part = layers.Conv2D(width, 1, name="part")
+
+        def build(self, shape):
+            pass
+
+        def compute_output_shape(self, shape):
+            return (*shape[:-1], self.width)
+
+        def call(self, x):
+            return self.part(x)
+
+    layer = Late(name="odd")
+    x = layers.Dense(3)(layer(layers.Input((8, 8, 3))))
+    with pytest.raises(NotOpened, match="'part' in it is not built"):
+        open_layer(layer, (x,), {})
+    assert not layer.part.built
+    assert not layer.variables
+
+
+def test_weights_that_are_made_in_a_call_keep_a_layer_whole():
+    @register
+    class Renewed(Own):
+        def __init__(self, width=8, **kwargs):
+            super().__init__(width, **kwargs)
+            self.part = layers.Conv2D(width, 1, name="part")
+
+        def call(self, x):
+            return self.part(x) + layers.Conv2D(self.width, 1, name="new")(x)
+
+    layer = Renewed()
+    layer.build((None, 8, 8, 3))
+    with pytest.raises(NotOpened, match="does something else|not its own"):
+        open_layer(layer, (layers.Input((8, 8, 3)),), {})
 
 
 def test_layer_called_in_several_ways_is_kept_whole():

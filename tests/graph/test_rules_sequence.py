@@ -1,9 +1,12 @@
 """Sequences: embeddings with masks, recurrent layers, wrappers, products of tensors."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers, ops
 from table import Table
+
+import tfprune
 
 TABLE = Table()
 
@@ -109,6 +112,38 @@ def _scores_of_two_tensors():
     return head(inputs, ops.matmul(ops.softmax(scores), value))
 
 
+def _heads(number, inputs, name=None):
+    return layers.EinsumDense("abc,cde->abde", (6, number, 4), name=name)(inputs)
+
+
+def _from_heads(inputs, x):
+    return head(inputs, layers.EinsumDense("abde,def->abf", (6, 8))(x))
+
+
+@TABLE.row("last")
+def _attention_of_heads():
+    inputs = steps()
+    query, key, value = (_heads(5, inputs, name) for name in ("query", "key", "value"))
+    mask = np.tril(np.ones((6, 6), bool))[None, None]
+    x = ops.dot_product_attention(query, key, value, mask=mask, is_causal=True)
+    return _from_heads(inputs, x)
+
+
+@TABLE.row("last", skipped=["dot_product_attention"])
+def _attention_of_heads_that_share_keys():
+    inputs = steps()
+    query, key, value = (_heads(size, inputs) for size in (4, 2, 2))
+    return _from_heads(inputs, ops.dot_product_attention(query, key, value, scale=0.3))
+
+
+@TABLE.row("last")
+def _attention_of_heads_with_a_bias_each():
+    inputs = steps()
+    query, key, value = (_heads(3, inputs) for _ in range(3))
+    bias = np.random.default_rng(0).normal(size=(1, 3, 6, 6)).astype("float32")
+    return _from_heads(inputs, ops.dot_product_attention(query, key, value, bias))
+
+
 @TABLE.row("last")
 def _dot():
     inputs = steps()
@@ -119,3 +154,11 @@ def _dot():
 @pytest.mark.parametrize("name", TABLE.names)
 def test_row(name):
     TABLE.check(name)
+
+
+def test_heads_of_attention_go_together():
+    graph = tfprune.Graph(_attention_of_heads())
+    masks = tfprune.select(graph, "magnitude", scope={"query": 0.4})
+    small = tfprune.compact(graph, masks)
+    shapes = [small.get_layer(x).kernel.shape for x in ("query", "key", "value")]
+    assert shapes == [(4, 3, 4)] * 3

@@ -258,6 +258,37 @@ def test_open_sizes():
     assert small.input_shape == (None, None, None, 3)
 
 
+def test_length_that_an_unknown_layer_leaves_open():
+    class Pairs(layers.Layer):
+        def build(self, shape):
+            self.shift = self.add_weight(shape=(2 * shape[-1],), name="shift")
+
+        def call(self, x):
+            pairs = ops.reshape(x, (ops.shape(x)[0], -1, 2 * x.shape[-1]))
+            return ops.cumsum(pairs + self.shift, axis=-1)
+
+    inputs = layers.Input((12, 5))
+    x = layers.Dense(4)(Pairs(name="pairs")(inputs))
+    x = layers.Dense(4)(Pairs(name="more")(x))
+    assert x.shape == (None, None, 4)
+    x = layers.Dense(3)(layers.GlobalAveragePooling1D()(x))
+    assert tfprune.cost(keras.Model(inputs, x)).macs == 6 * 10 * 4 + 3 * 8 * 4 + 12
+
+
+def test_sizes_that_a_model_cannot_take():
+    """224 are assumed where a size is open, unless there are but 100."""
+    inputs = layers.Input((None, 6))
+    x = layers.Dense(8, "relu", name="a")(inputs)
+    x = x + ops.convert_to_tensor(np.ones((1, 64, 8), "float32"))
+    x = layers.Dense(3)(layers.GlobalAveragePooling1D()(layers.Dense(8, name="b")(x)))
+    model = checker.randomize(keras.Model(inputs, x))
+    graph = tfprune.Graph(model)
+    assert list(graph.assumed_shapes.values()) == [(None, 64, 6)]
+    small = tfprune.compact(model, random_masks(graph))
+    inputs = np.random.default_rng(0).normal(size=(4, 64, 6))
+    checker.check_slices(model, small, inputs)
+
+
 def test_open_sequence_length():
     inputs = layers.Input((None,), dtype="int32")
     x = layers.Embedding(10, 8, name="a")(inputs)

@@ -203,6 +203,65 @@ def test_custom_layer_keeps_its_class():
     assert type(small.get_layer("weighted")) is _Weighted
 
 
+def _shifted(faulty):
+    """A layer that mixes its channels, with a config that its constructor refuses."""
+
+    class Shifted(layers.Layer):
+        def __init__(self, steps, **kwargs):
+            super().__init__(**kwargs)
+            if faulty == "config":
+                self.steps = steps
+            elif faulty == "weights":
+                self.steps = layers.Dense(1)
+            self.shift = steps
+
+        def build(self, shape):
+            self.bias = self.add_weight(shape=shape[1:], name="bias")
+
+        def call(self, x):
+            # The size of a batch keeps it from being taken apart.
+            biases = ops.tile(self.bias[None], (ops.shape(x)[0], 1, 1, 1))
+            return ops.roll(x + biases, self.shift, axis=-1)
+
+        def get_config(self):
+            if faulty == "nothing to save":
+                raise NotImplementedError
+            return {**super().get_config(), "computed": self.shift + 1}
+
+    return Shifted
+
+
+def test_layer_with_a_faulty_config_is_made_of_its_attributes():
+    model = _around(_shifted("config")(3, name="shifted", dtype="mixed_float16"))
+    masks = tfprune.select(tfprune.Graph(model), "magnitude", scope={"b": 0.5})
+    for small in (tfprune.compact(model, masks), tfprune.apply_masks(model, masks)):
+        old, new = (x.get_layer("shifted") for x in (model, small))
+        assert new.steps == new.shift == 3
+        assert new.compute_dtype == "float16"
+        assert new.bias is not old.bias
+        assert np.array_equal(new.bias, old.bias)
+
+
+@pytest.mark.parametrize("faulty", ["no attribute", "nothing to save", "weights"])
+def test_layer_that_cannot_be_made_again_is_named(faulty):
+    model = _around(_shifted(faulty)(3, name="shifted"))
+    masks = tfprune.select(tfprune.Graph(model), "magnitude", scope={"b": 0.5})
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match="'shifted' cannot be rebuilt from its config"):
+        tfprune.compact(model, masks)
+    assert fingerprint(model) == before
+
+
+def test_layer_made_with_what_keras_cannot_save(tmp_path):
+    policy = keras.DTypePolicy("mixed_bfloat16")
+    model = _around(layers.Identity(name="same", dtype=policy))
+    with pytest.raises(NotImplementedError):
+        model.save(tmp_path / "model.keras")
+    small = tfprune.prune(model, 0.3)
+    assert small.get_layer("same").dtype_policy == policy
+    small.save(tmp_path / "small.keras")
+
+
 def test_subclass_of_a_known_layer_is_not_trusted():
     class Doubled(layers.Dense):
         def call(self, x):

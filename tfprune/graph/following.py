@@ -84,16 +84,18 @@ def follow(layer, inputs, args, kwargs, training: bool) -> Functional:
     with (
         keras.StatelessScope(collect_losses=True) as scope,
         _anchored(layer, inputs[0]),
+        _no_new_weights(layer),
     ):
         try:
             # Writing to the dict goes around the trackers, as in `SwapWrapper`.
             own.update(tensors)
             with inside_call(layer, training):
                 outputs = layer.call(*given[0], **given[1])
+        except NotOpened as error:
+            raise NotOpened(first_line(error)) from error
         except Exception as error:
-            raise NotOpened(
-                f"its `call` cannot be followed: {first_line(error)}"
-            ) from error
+            why = f"its `call` cannot be followed: {first_line(error)}{_open(inputs)}"
+            raise NotOpened(why) from error
         finally:
             own.update(weights)
     if scope.losses or scope.state_mapping:
@@ -102,6 +104,12 @@ def follow(layer, inputs, args, kwargs, training: bool) -> Functional:
     if not flat or not all(map(is_symbolic, flat)):
         raise NotOpened("its `call` returns something that is no tensor of its inputs")
     return keras.Model(as_one_input(args, kwargs), outputs, name=layer.name)
+
+
+def _open(inputs) -> str:
+    """Returns what to say of inputs whose sizes a `call` may have asked for in vain."""
+    shapes = [tuple(x.shape) for x in inputs if None in x.shape[1:]]
+    return f" (its inputs leave sizes open: {shapes[0]})" if shapes else ""
 
 
 def training_argument(layer, training: bool) -> dict:
@@ -142,24 +150,18 @@ def as_one_input(args: tuple, kwargs: dict):
     return tensors if len(tensors) > 1 else tensors[0]
 
 
-@contextlib.contextmanager
 def _anchored(layer, x):
     """Lets Keras record calls of inner layers on constants, too, such as positions.
 
     It records what is done to symbolic tensors only. A constant becomes one with a zero
     added that is made of `x`.
     """
-    replaced = []
-    try:
-        for part in layer._flatten_layers(include_self=False):
-            if part.variables:
-                replaced.append((vars(part), vars(part).get("call")))
-                vars(part)["call"] = _recording(part, part.call, x)
-        yield
-    finally:
-        for own, call in replaced:
-            del own["call"]
-            own.update({} if call is None else {"call": call})
+    parts = layer._flatten_layers(include_self=False)
+    return _replaced(
+        [part for part in parts if part.variables],
+        "call",
+        lambda part, call: _recording(part, call, x),
+    )
 
 
 def _recording(layer, call: Callable, x) -> Callable:
@@ -187,6 +189,35 @@ def _recording(layer, call: Callable, x) -> Callable:
             is_inside = False
 
     return recording
+
+
+@contextlib.contextmanager
+def _replaced(layers, method: str, make: Callable):
+    """Gives layers another method, made of the layer and the one it has, for a while."""
+    replaced = []
+    try:
+        for each in layers:
+            own = vars(each)
+            replaced.append((own, own.get(method)))
+            own[method] = make(each, getattr(each, method))
+        yield
+    finally:
+        for own, before in replaced:
+            del own[method]
+            own.update({} if before is None else {method: before})
+
+
+def _no_new_weights(layer):
+    """Refuses layers that are not built, if they are called and have weights."""
+
+    def make(part, add_weight):
+        def refusing(*args, **kwargs):
+            raise NotOpened(f"{part.name!r} in it is not built, call it on data first")
+
+        return refusing
+
+    unbuilt = [x for x in layer._flatten_layers() if not x.built]
+    return _replaced(unbuilt, "add_weight", make)
 
 
 def _is_constant(x) -> bool:

@@ -26,9 +26,7 @@ from tfprune.graph.nodes import (
     tree,
     unrecorded,
 )
-
-# Stands in for an open size where a layer and its parts are run side by side.
-_PROBE_SIZE = 64
+from tfprune.graph.shapes import OPEN_SIZES, assumed_shape
 
 
 @dataclass(eq=False)
@@ -117,9 +115,6 @@ def open_layer(layer, args: tuple, kwargs: dict) -> Functional:
 
 
 def _open(layer, args: tuple, kwargs: dict) -> Functional:
-    unbuilt = [each.name for each in layer._flatten_layers() if not each.built]
-    if unbuilt:
-        raise NotOpened(f"{unbuilt[0]!r} in it is not built, call it on data first")
     if layer.activity_regularizer is not None:
         raise NotOpened("it has an activity regularizer")
     if any(mask is not None for mask in input_masks((args, kwargs))):
@@ -129,7 +124,7 @@ def _open(layer, args: tuple, kwargs: dict) -> Functional:
         trained, graph = (
             follow(layer, inputs, args, kwargs, training) for training in (True, False)
         )
-        _settle_training(trained, graph)
+        _settle_training(layer, trained, graph)
         _check_weights(layer, graph)
         _close_open_reshapes(graph)
         _compare(layer, graph, args, kwargs)
@@ -162,6 +157,11 @@ def _without_training(kwargs: dict) -> dict:
 def _check_weights(layer, graph: Functional) -> None:
     """Demands that a layer and its parts have the same variables."""
     own, used = ({id(v): v.path for v in each.variables} for each in (layer, graph))
+    # The states of random numbers that are not drawn are no loss.
+    for each in layer._flatten_layers():
+        for generator in each._seed_generators:
+            if id(generator.state) not in used:
+                own.pop(id(generator.state), None)
     hidden = [path for key, path in own.items() if key not in used]
     if hidden:
         raise NotOpened(f"its `call` does not use {hidden[0]!r} on a tensor")
@@ -169,9 +169,10 @@ def _check_weights(layer, graph: Functional) -> None:
         raise NotOpened("its `call` uses weights that are not its own")
 
 
-def _settle_training(trained: Functional, graph: Functional) -> None:
+def _settle_training(layer, trained: Functional, graph: Functional) -> None:
     """Demands that `training` only ever is passed on, and leaves it to the caller."""
-    if _described(trained) != _described(graph):
+    own = {id(each) for each in layer._flatten_layers()}
+    if _described(trained, own) != _described(graph, own):
         raise NotOpened("its `call` does something else in training")
     for one, other in zip(*map(nodes_in_order, (trained, graph)), strict=True):
         first, second = (
@@ -182,8 +183,13 @@ def _settle_training(trained: Functional, graph: Functional) -> None:
         follow_training(other)
 
 
-def _described(graph: Functional) -> list:
-    """Returns what a graph does, in a form that can be compared."""
+def _described(graph: Functional, own: set) -> list:
+    """Returns what a graph does, in a form that can be compared.
+
+    Args:
+        graph: the graph.
+        own: the ids of the layers that are the same ones whenever `call` is followed.
+    """
     numbers = {id(x): n for n, x in enumerate(graph.inputs)}
 
     def plain(x):
@@ -195,48 +201,73 @@ def _described(graph: Functional) -> list:
     for node in nodes_in_order(graph):
         args, kwargs = recorded_arguments(node)
         arguments = tree.map_structure(plain, (args, _without_training(kwargs)))
-        lines.append((_identity(node.operation), repr(arguments)))
+        lines.append((_identity(node.operation, own), repr(arguments)))
         for x in node.outputs:
             plain(x)
     return [*lines, [plain(x) for x in graph.outputs]]
 
 
-def _identity(operation):
+def _identity(operation, own: set):
     if isinstance(operation, OwnWeight):
         return id(operation.variable)
-    if isinstance(operation, keras.layers.Layer):
+    if id(operation) in own:
         return id(operation)
-    settings = {k: v for k, v in vars(operation).items() if not k.startswith("_")}
+    if isinstance(operation, keras.layers.Layer):
+        # One that `call` makes anew each time, such as a pooling or an addition.
+        settings = operation.get_config()
+    else:
+        settings = {k: v for k, v in vars(operation).items() if not k.startswith("_")}
     settings.pop("name", None)
     return type(operation), repr(settings)
 
 
 def _close_open_reshapes(graph: Functional) -> None:
-    """Writes -1 for the one size of a reshape that is open, such as the batch."""
+    """Writes -1 for the one size of a reshape that is open, such as the batch.
+
+    Where there is a -1 already, a layer that leaves the batch alone takes its place.
+    """
     for node in nodes_in_order(graph):
         literal = getattr(node.operation, "newshape", None)
-        if isinstance(literal, tuple) and literal.count(None) == 1:
-            closed = tuple(-1 if n is None else n for n in literal)
+        if not isinstance(literal, tuple) or None not in literal:
+            continue
+        closed = tuple(-1 if n is None else n for n in literal)
+        if closed.count(-1) == 1:
             node.operation = copy_operation(node.operation, {"newshape": closed})
+        elif literal[0] is None and closed.count(-1) == 2:
+            dtype = node.outputs[0].dtype
+            node.operation = keras.layers.Reshape(closed[1:], dtype=dtype)
 
 
 def _compare(layer, graph: Functional, args, kwargs) -> None:
     """Runs a layer and its parts on random inputs, with other weights than it has."""
     random = np.random.default_rng(0)
     values = [(v, _perturbed(random, v)) for v in layer.variables]
-    probes = {id(x): _probe(random, x) for x in graph.inputs}
-    filled = tree.map_structure(lambda x: probes.get(id(x), x), (args, kwargs))
-    try:
-        with keras.StatelessScope(state_mapping=values):
-            expected = layer(*filled[0], **filled[1], **training_argument(layer, False))
+    with keras.StatelessScope(state_mapping=values):
+        probes, expected = _run(layer, graph, args, kwargs, random)
+        try:
             received = graph(
                 tree.map_structure(lambda x: probes[id(x)], input_structure(graph))
             )
-    except Exception as error:
-        raise NotOpened(f"its parts cannot be run: {first_line(error)}") from error
+        except Exception as error:
+            raise NotOpened(f"its parts cannot be run: {first_line(error)}") from error
     pairs = zip(tree.flatten(expected), tree.flatten(received), strict=True)
     if not all(_are_equal(a, b) for a, b in pairs):
         raise NotOpened("its parts by themselves compute something else")
+
+
+def _run(layer, graph: Functional, args, kwargs, random) -> tuple[dict, object]:
+    """Returns random inputs, of a size that a layer can take, and its outputs."""
+    # Layers are many, so the sizes of images are left out.
+    for size in (each for each in OPEN_SIZES if each <= 64):
+        probes = {id(x): _probe(random, x, size) for x in graph.inputs}
+        filled = tree.map_structure(lambda x: probes.get(id(x), x), (args, kwargs))
+        try:
+            return probes, layer(
+                *filled[0], **filled[1], **training_argument(layer, False)
+            )
+        except Exception as error:
+            why = f"it cannot be run: {first_line(error)}"
+    raise NotOpened(why)
 
 
 def _perturbed(random, variable):
@@ -249,9 +280,9 @@ def _perturbed(random, variable):
     return ops.cast(value, variable.dtype)
 
 
-def _probe(random, keras_tensor):
-    first, *rest = keras_tensor.shape
-    shape = [first or 2, *(_PROBE_SIZE if size is None else size for size in rest)]
+def _probe(random, keras_tensor, size: int):
+    first, *rest = assumed_shape(keras_tensor, size)
+    shape = [first or 2, *rest]
     if keras.backend.is_float_dtype(keras_tensor.dtype):
         return ops.cast(random.normal(size=shape), keras_tensor.dtype)
     return ops.cast(random.integers(0, 2, shape), keras_tensor.dtype)

@@ -231,3 +231,29 @@ def einsum(call: Call, *tensors):
     if not all(isinstance(each, Tensor) for each in others):
         return None
     return product(call, tensors, terms)
+
+
+@register_rule(nn.DotProductAttention)
+def dot_product_attention(
+    call: Call,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias=None,
+    mask=None,
+    **kwargs,
+):
+    """Heads may go; sizes stay, as the scale depends on them and Keras on their being
+    those of values."""
+    if len({x.shape[2] for x in (query, key, value)}) > 1:
+        # A single key for several heads is more than TensorFlow can do.
+        return None
+    for x in (query, key, value):
+        call.lock_all(x, f"a place or a size in {call.path!r}", but=2)
+    heads = call.tie(*(x.labels[2] for x in (query, key, value)))
+    if any(x is not None and x.shape[-3] > 1 for x in (bias, mask)):
+        call.lock(heads, f"biased or masked one by one in {call.path!r}")
+    places = [(query.shape[1], None), (key.shape[1], None), (query.shape[2], heads)]
+    for x in (query, value):
+        call.count_product([*places, (x.shape[3], None)])
+    return call.outputs[0].with_labels({2: heads})

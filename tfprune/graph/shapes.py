@@ -4,38 +4,84 @@ import keras
 
 from tfprune.graph.nodes import Functional, fill_in, nodes_in_order, tree
 
-# Stands in for a size that the model leaves open, such as the height of an image.
-OPEN_SIZE = 224
+# Stand-ins for a size that a model leaves open, such as the height of an image. The
+# smaller ones are for what cannot take the first, such as a table of 128 positions.
+OPEN_SIZES = (224, 128, 64, 32, 16, 8, 4)
 
 
-def closed_shape(shape: tuple, inputs: list) -> list:
-    """Returns a shape with the sizes that Keras leaves open, taken from the inputs.
+def closed_shapes(node, shapes: list, inputs: dict) -> list[list]:
+    """Returns the shapes of what a node makes, without the sizes that Keras leaves open.
+
+    Keras leaves the length of `reshape(x, (batch, -1, channels))` open as long as the
+    batch is. What it says for a batch of two is the answer; where it has none, the size
+    is taken from the node's inputs.
 
     Args:
-        shape: the shape, that of the batch included.
-        inputs: what the tensor is made of, anything with a `shape` without open sizes.
+        node: the node.
+        shapes: the shapes as far as they are known, those of batches included.
+        inputs: by the id of a Keras tensor, anything with a `shape` without open sizes.
     """
+    if all(None not in shape[1:] for shape in shapes):
+        return [list(shape) for shape in shapes]
+    of_two = _shapes_for_a_batch_of_two(node, inputs)
+    given = [inputs[id(x)].shape for x in node.input_tensors]
+    closed = []
+    for shape, other in zip(shapes, of_two or shapes, strict=True):
+        sizes = [n if n is not None else m for n, m in zip(shape[1:], other[1:])]
+        closed.append([shape[0], *_sizes_of_inputs(sizes, given)])
+    return closed
 
-    def size_of(axis: int) -> int:
-        sizes = [x.shape[axis] for x in inputs if len(x.shape) == len(shape)]
-        return sizes[0] if sizes else OPEN_SIZE
 
-    return [size_of(a) if n is None and a else n for a, n in enumerate(shape)]
+def _shapes_for_a_batch_of_two(node, inputs: dict) -> list | None:
+    def of_two(x):
+        first, *rest = inputs[id(x)].shape
+        return keras.KerasTensor((first or 2, *rest), x.dtype)
+
+    args, kwargs = fill_in(node, {id(x): of_two(x) for x in node.input_tensors})
+    try:
+        made = tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
+    except Exception:
+        # Whatever a layer says to a batch that it was not made for.
+        return None
+    return [tuple(x.shape) for x in made]
 
 
-def assumed_shape(keras_tensor) -> tuple:
+def _sizes_of_inputs(sizes: list, shapes: list) -> list:
+    """Returns sizes behind the batch, the open ones those of an input of this rank."""
+    alike = [shape[1:] for shape in shapes if len(shape) == len(sizes) + 1]
+    stand_ins = alike[0] if alike else [OPEN_SIZES[0]] * len(sizes)
+    return [m if n is None else n for n, m in zip(sizes, stand_ins, strict=True)]
+
+
+def assumed_shape(keras_tensor, open_size: int = OPEN_SIZES[0]) -> tuple:
     """Returns the shape of an input with a stand-in for the sizes it leaves open."""
     first, *rest = keras_tensor.shape
-    return (first, *(OPEN_SIZE if size is None else size for size in rest))
+    return (first, *(open_size if size is None else size for size in rest))
 
 
-def infer_shapes(functional: Functional, inputs: list) -> dict[int, tuple]:
-    """Returns the shape of every tensor of a model for other input shapes."""
-    tensors = {
-        id(k): keras.KerasTensor(t.shape, k.dtype)
-        for k, t in zip(functional.inputs, inputs, strict=True)
-    }
-    for node in nodes_in_order(functional):
+def assumed_shapes(functional: Functional) -> tuple[list, dict]:
+    """Returns the shapes of a model's inputs and, by id, those of all its tensors.
+
+    Sizes that the model leaves open are the first of `OPEN_SIZES` that it can take.
+    """
+    for open_size in OPEN_SIZES:
+        inputs = [assumed_shape(x, open_size) for x in functional.inputs]
+        try:
+            return inputs, shapes_for(functional, inputs)
+        except Exception:
+            # Whatever a layer says to a size that it was not made for.
+            if open_size == OPEN_SIZES[-1]:
+                raise
+
+
+def shapes_for(functional: Functional, inputs: list[tuple]) -> dict[int, tuple]:
+    """Returns the shape of every tensor of a model, by id, for shapes of its inputs."""
+    nodes = nodes_in_order(functional)
+    pairs = list(zip(functional.inputs, inputs, strict=True))
+    if all(shape[1:] == tuple(x.shape[1:]) for x, shape in pairs):
+        return {id(x): tuple(x.shape) for node in nodes for x in node.outputs}
+    tensors = {id(x): keras.KerasTensor(shape, x.dtype) for x, shape in pairs}
+    for node in nodes:
         if any(id(x) not in tensors for x in node.input_tensors):
             continue
         args, kwargs = fill_in(node, tensors)

@@ -15,7 +15,7 @@ import numpy as np
 from tfprune.graph.atoms import Atoms
 from tfprune.graph.nodes import Functional, as_functional, fill_in, nodes_in_order, tree
 from tfprune.graph.opening import Opened
-from tfprune.graph.shapes import assumed_shape, closed_shape, infer_shapes
+from tfprune.graph.shapes import assumed_shapes, closed_shapes, shapes_for
 from tfprune.layers import SwapWrapper
 
 
@@ -231,9 +231,9 @@ class Trace:
         self._first_calls: dict[int, Call] = {}
         self._nested: dict[int, tuple] = {}
         functional = as_functional(model)
-        inputs = [self._input(t) for t in functional.inputs]
-        self.inputs = inputs
-        self.outputs = self._walk(functional, inputs, prefix="")
+        sizes, shapes = assumed_shapes(functional)
+        self.inputs = [self._input(*each) for each in zip(functional.inputs, sizes)]
+        self.outputs = self._walk(functional, self.inputs, "", shapes)
         for output in self.outputs:
             for axis in output.labeled_axes:
                 self.lock(output.labels[axis], "an output of the model")
@@ -278,24 +278,21 @@ class Trace:
 
     # The walk ------------------------------------------------------------------
 
-    def _input(self, keras_tensor) -> Tensor:
-        shape = assumed_shape(keras_tensor)
+    def _input(self, keras_tensor, shape: tuple) -> Tensor:
         if shape != tuple(keras_tensor.shape):
             self.assumed_shapes[keras_tensor.name] = shape
         return Tensor(shape)
 
-    def _walk(self, functional: Functional, inputs: list[Tensor], prefix: str):
+    def _walk(
+        self, functional: Functional, inputs: list[Tensor], prefix: str, shapes=None
+    ):
         tensors = {id(k): t for k, t in zip(functional.inputs, inputs, strict=True)}
-        as_built = all(
-            t.shape[1:] == tuple(k.shape[1:])
-            for k, t in zip(functional.inputs, inputs, strict=True)
-        )
-        shapes = None if as_built else infer_shapes(functional, inputs)
+        shapes = shapes or shapes_for(functional, [x.shape for x in inputs])
         for node in nodes_in_order(functional):
             if any(id(x) not in tensors for x in node.input_tensors):
                 continue
-            shape_of = (lambda t: t.shape) if as_built else (lambda t: shapes[id(t)])
-            results = [Tensor(shape_of(t)) for t in node.outputs]
+            made = [shapes[id(t)] for t in node.outputs]
+            results = [Tensor(shape) for shape in closed_shapes(node, made, tensors)]
             args, kwargs = fill_in(node, tensors)
             outputs = self._call(node, args, kwargs, results, prefix)
             tensors.update(
@@ -308,7 +305,7 @@ class Trace:
         path = f"{prefix}{operation.name}"
         call = Call(self, operation, path, node)
         call.inputs = [t for t in tree.flatten((args, kwargs)) if isinstance(t, Tensor)]
-        call.outputs = [Tensor(closed_shape(t.shape, call.inputs)) for t in results]
+        call.outputs = results
         if isinstance(operation, (Functional, keras.Sequential)):
             return self._call_nested(as_functional(operation), call.inputs, path)
         if id(operation) not in self.opened:

@@ -6,14 +6,18 @@ import keras
 import numpy as np
 
 from tfprune.graph.nodes import as_functional, flatten_layers, input_structure, tree
-from tfprune.graph.shapes import assumed_shape
+from tfprune.graph.shapes import OPEN_SIZES, assumed_shape
 
 # Above float rounding of the deepest models, far below one wrong channel.
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 
 
 def probe_inputs(
-    model, batch_size: int = 2, seed: int = 0, largest: float | None = 255.0
+    model,
+    batch_size: int = 2,
+    seed: int = 0,
+    largest: float | None = 255.0,
+    size: int | None = None,
 ):
     """Returns random inputs in the structure a model is called with.
 
@@ -22,18 +26,20 @@ def probe_inputs(
     difference.
 
     Args:
-        model: built Functional or Sequential model; sizes it leaves open are those
-            of `Graph.assumed_shapes`.
+        model: built Functional or Sequential model.
         batch_size: number of samples.
         seed: int.
         largest: upper end of the uniform half. None for inputs that may be looked up
             by: all 0.5 or 1.5, which rounding leaves the index that it is.
+        size: what takes the place of sizes that the model leaves open; by default
+            `open_size(model)`.
     """
     random = np.random.default_rng(seed)
     functional = as_functional(model)
+    size = open_size(model) if size is None else size
 
     def probe(keras_tensor):
-        shape = assumed_shape(keras_tensor)
+        shape = assumed_shape(keras_tensor, size)
         shape = (shape[0] or batch_size, *shape[1:])
         if "int" in keras_tensor.dtype or keras_tensor.dtype == "bool":
             values = random.integers(0, 2, shape)
@@ -49,6 +55,19 @@ def probe_inputs(
     return tree.map_structure(probe, input_structure(functional))
 
 
+def open_size(model) -> int:
+    """Returns the first of `OPEN_SIZES` that a model can be run with."""
+    is_open = any(None in x.shape[1:] for x in as_functional(model).inputs)
+    for size in OPEN_SIZES[:-1] if is_open else ():
+        try:
+            run(model, probe_inputs(model, 1, largest=None, size=size))
+            return size
+        except Exception:
+            # Whatever a layer says to a size that it was not made for.
+            continue
+    return OPEN_SIZES[-1]
+
+
 def finite_probe(model, values: dict | None = None):
     """Returns probe inputs and the model's outputs on them, all finite.
 
@@ -59,8 +78,9 @@ def finite_probe(model, values: dict | None = None):
     Raises:
         ValueError: if the outputs are not finite on small inputs either.
     """
+    size = open_size(model)
     for largest in (255.0, 1.0, None):
-        probes = probe_inputs(model, largest=largest)
+        probes = probe_inputs(model, largest=largest, size=size)
         try:
             outputs = run(model, probes, values)
         except Exception:

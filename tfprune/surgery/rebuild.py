@@ -1,5 +1,6 @@
 """Rebuilding: a new model from an old one, operation by operation."""
 
+import inspect
 from collections.abc import Callable
 
 import keras
@@ -239,30 +240,54 @@ def copy_operation_like(
     if isinstance(operation, keras.layers.Lambda):
         return _copy_lambda(operation)
     config = _config_of(operation)
+    if config is None:
+        return _from_attributes(operation, settings)
     if type(operation).__module__.startswith("keras."):
         config.update(_lean_arguments(operation, config, plain, value_of))
         if draw:
             config.update(_fresh_initializers(operation))
     try:
         return type(operation).from_config({**config, **settings})
-    except Exception as error:
-        raise ValueError(_not_rebuilt(operation)) from error
+    except Exception:
+        return _from_attributes(operation, settings)
 
 
-def _config_of(layer) -> dict:
+def _config_of(layer) -> dict | None:
     try:
         return dict(layer.get_config())
-    except NotImplementedError as error:
-        raise ValueError(_not_rebuilt(layer)) from error
+    except NotImplementedError:
+        # It was made with objects that Keras cannot serialize.
+        return None
 
 
-def _not_rebuilt(layer) -> str:
-    kind = type(layer).__name__
-    return (
-        f"Layer {layer.name!r} cannot be rebuilt from its config. Give {kind} a "
-        f"`get_config` with all of its constructor arguments, so that "
-        f"`{kind}.from_config(layer.get_config())` works."
-    )
+def _from_attributes(layer, settings: dict):
+    """Returns a copy of a layer with a faulty config, made of its attributes.
+
+    Every argument of its constructor must be kept as an attribute of the same name. A
+    wrong one shows: in shapes of weights, and in the outputs that are compared.
+    """
+    kind, policy = type(layer), layer.dtype_policy
+    # Keras records a policy by name as something that it can save.
+    dtype = policy.name if type(policy) is keras.DTypePolicy else policy
+    own = {"name": layer.name, "dtype": dtype, "trainable": layer.trainable}
+    try:
+        for name in _argument_names(kind):
+            own.setdefault(name, settings.get(name, getattr(layer, name)))
+        if any(isinstance(x, _NOT_SHARED) for x in tree.flatten(own)):
+            raise TypeError("an argument that has weights would belong to both")
+        return kind(**own)
+    except Exception as error:
+        raise ValueError(
+            f"Layer {layer.name!r} cannot be rebuilt from its config. Give "
+            f"{kind.__name__} a `get_config` with all of its constructor arguments, so "
+            f"that `{kind.__name__}.from_config(layer.get_config())` works."
+        ) from error
+
+
+def _argument_names(kind: type) -> list[str]:
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [each.name for each in parameters if each.kind in named][1:]
 
 
 def _lean_arguments(layer, config: dict, plain: bool, value_of) -> dict:
@@ -290,6 +315,9 @@ def _starting_value(own: dict, name: str, value_of: Callable | None):
         # Drawing random numbers would be waste.
         return _ZEROS
     return _Given(source, value_of)
+
+
+_NOT_SHARED = (keras.layers.Layer, keras.Variable)
 
 
 class _Given:
