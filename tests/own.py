@@ -145,7 +145,8 @@ def weights_by_path(model) -> dict:
     found = {}
 
     def walk(layer, path):
-        if isinstance(layer, (keras.Model, Own)):
+        is_own = not type(layer).__module__.startswith("keras.") and layer._layers
+        if isinstance(layer, keras.Model) or is_own:
             own = layer._trainable_variables + layer._non_trainable_variables
             found.update({f"{path}{v.name}/0": v.numpy() for v in own})
             for part in layer._layers:

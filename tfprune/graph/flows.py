@@ -203,7 +203,7 @@ def move(call: Call, x: Tensor, function=None, pads_zero: bool = False):
     placed = [{} for _ in call.outputs]
     keeps_values = len(x.labeled_axes) == 1 and len(call.outputs) == 1
     for axis in x.labeled_axes:
-        for number, positions in enumerate(_positions(x, axis, function)):
+        for number, positions in enumerate(_positions(call, x, axis, function)):
             if not positions.size:
                 # A slice of nothing: no channel gets any further.
                 keeps_values = False
@@ -228,14 +228,20 @@ def _moved(known, rows: np.ndarray, size: int) -> np.ndarray:
     return np.where((table == table[0]).all(axis=0), table[0], np.nan)
 
 
-def _positions(x: Tensor, axis: int, function) -> list[np.ndarray]:
+def _positions(call: Call, x: Tensor, axis: int, function) -> list[np.ndarray]:
     """Runs a movement on a tensor that holds the position along one axis."""
-    shape = [1 if size is None else size for size in x.shape]
+    # Windows that were folded into the batch: one sample is made of several.
+    larger = max(_entries(out) // max(_entries(x), 1) for out in call.outputs)
+    shape = [max(larger, 1) if size is None else size for size in x.shape]
     line = np.arange(shape[axis], dtype=np.int32)
     line = line.reshape([-1 if a == axis else 1 for a in range(len(shape))])
     grid = keras.ops.convert_to_tensor(np.broadcast_to(line, shape))
     results = tree.flatten(function(grid))
     return [keras.ops.convert_to_numpy(each) for each in results]
+
+
+def _entries(x: Tensor) -> int:
+    return int(np.prod(x.shape[1:], dtype=np.int64))
 
 
 def _place(call: Call, labels, positions: np.ndarray, placed: dict) -> None:

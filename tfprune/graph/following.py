@@ -9,7 +9,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfprune.graph.nodes import Functional, inside_call, tree
+from tfprune.graph.nodes import (
+    Functional,
+    forget_defaults,
+    inside_call,
+    nodes_in_order,
+    tree,
+    without_defaults,
+)
 
 
 class NotOpened(Exception):
@@ -84,6 +91,7 @@ def follow(layer, inputs, args, kwargs, training: bool) -> Functional:
     with (
         keras.StatelessScope(collect_losses=True) as scope,
         _anchored(layer, inputs[0]),
+        _without_defaults(layer),
         _no_new_weights(layer),
     ):
         try:
@@ -103,7 +111,10 @@ def follow(layer, inputs, args, kwargs, training: bool) -> Functional:
     flat = tree.flatten(outputs)
     if not flat or not all(map(is_symbolic, flat)):
         raise NotOpened("its `call` returns something that is no tensor of its inputs")
-    return keras.Model(as_one_input(args, kwargs), outputs, name=layer.name)
+    graph = keras.Model(as_one_input(args, kwargs), outputs, name=layer.name)
+    for node in nodes_in_order(graph):
+        forget_defaults(node)
+    return graph
 
 
 def _open(inputs) -> str:
@@ -205,6 +216,19 @@ def _replaced(layers, method: str, make: Callable):
         for own, before in replaced:
             del own[method]
             own.update({} if before is None else {method: before})
+
+
+def _without_defaults(layer):
+    """Keeps arguments that are None from a `compute_output_spec` that has no such ones.
+
+    As of a subclass of `MultiHeadAttention` whose `call` takes more, such as a cache.
+    """
+
+    def make(part, specify):
+        return lambda *args, **kwargs: specify(*args, **without_defaults(part, kwargs))
+
+    parts = layer._flatten_layers(include_self=False)
+    return _replaced(list(parts), "compute_output_spec", make)
 
 
 def _no_new_weights(layer):

@@ -23,6 +23,7 @@ __all__ = [
     "fill_in",
     "flatten_layers",
     "follow_training",
+    "forget_defaults",
     "input_layer_of",
     "input_masks",
     "input_structure",
@@ -34,6 +35,7 @@ __all__ = [
     "recorded_arguments",
     "tree",
     "unrecorded",
+    "without_defaults",
 ]
 
 
@@ -116,6 +118,24 @@ def known_call(model):
 def follow_training(node) -> None:
     """Lets a node take `training` from whoever runs the graph."""
     node.arguments.kwargs.pop("training", None)
+
+
+def without_defaults(layer, kwargs: dict) -> dict:
+    """Returns keyword arguments without those that are None, as they are by default."""
+    parameters = inspect.signature(layer.call).parameters
+    return {
+        name: value
+        for name, value in kwargs.items()
+        if value is not None
+        or name not in parameters
+        or parameters[name].default is not None
+    }
+
+
+def forget_defaults(node) -> None:
+    """Leaves out of a recorded call what it is by default."""
+    if isinstance(node.operation, keras.layers.Layer):
+        node.arguments.kwargs = without_defaults(node.operation, node.arguments.kwargs)
 
 
 def input_masks(structure) -> list:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfprune.graph.any_batch import follow_for_any_batch
 from tfprune.graph.following import (
     NotOpened,
     OwnWeight,
@@ -121,13 +122,25 @@ def _open(layer, args: tuple, kwargs: dict) -> Functional:
         raise NotOpened("it is given a mask")
     inputs, (args, kwargs) = _fresh_inputs(args, kwargs)
     with unrecorded(layer):
-        trained, graph = (
-            follow(layer, inputs, args, kwargs, training) for training in (True, False)
-        )
-        _settle_training(layer, trained, graph)
-        _check_weights(layer, graph)
-        _close_open_reshapes(graph)
-        _compare(layer, graph, args, kwargs)
+        try:
+            return _followed(follow, layer, inputs, args, kwargs)
+        except NotOpened as error:
+            try:
+                return _followed(follow_for_any_batch, layer, inputs, args, kwargs)
+            except Exception:
+                # The first reason for which the layer stays whole is the better one.
+                raise error from None
+
+
+def _followed(follow, layer, inputs, args, kwargs) -> Functional:
+    trained, graph = (
+        follow(layer, inputs, args, kwargs, training) for training in (True, False)
+    )
+    _settle_training(layer, trained, graph)
+    _check_weights(layer, graph)
+    _close_open_reshapes(graph)
+    _compare(layer, graph, args, kwargs)
+    _check_parts(graph)
     return graph
 
 
@@ -167,6 +180,18 @@ def _check_weights(layer, graph: Functional) -> None:
         raise NotOpened(f"its `call` does not use {hidden[0]!r} on a tensor")
     if own.keys() != used.keys():
         raise NotOpened("its `call` uses weights that are not its own")
+
+
+def _check_parts(graph: Functional) -> None:
+    """Demands that every part can be made anew, from its config or of its own parts."""
+    for node in nodes_in_order(graph):
+        part = node.operation
+        if isinstance(part, OwnWeight) or not isinstance(part, keras.layers.Layer):
+            continue
+        if not Opened(node).describes_itself and open_call(node).parts is None:
+            raise NotOpened(
+                f"{part.name!r} in it can be made neither anew nor of parts"
+            )
 
 
 def _settle_training(layer, trained: Functional, graph: Functional) -> None:
