@@ -239,28 +239,22 @@ def copy_operation_like(
         return copy_operation(operation, settings)
     if isinstance(operation, keras.layers.Lambda):
         return _copy_lambda(operation)
-    config = _config_of(operation)
-    if config is None:
-        return _from_attributes(operation, settings)
+    try:
+        config = dict(operation.get_config())
+    except NotImplementedError as error:
+        # It was made with objects that Keras cannot serialize.
+        return _from_attributes(operation, settings, error)
     if type(operation).__module__.startswith("keras."):
         config.update(_lean_arguments(operation, config, plain, value_of))
         if draw:
             config.update(_fresh_initializers(operation))
     try:
         return type(operation).from_config({**config, **settings})
-    except Exception:
-        return _from_attributes(operation, settings)
+    except Exception as error:
+        return _from_attributes(operation, settings, error)
 
 
-def _config_of(layer) -> dict | None:
-    try:
-        return dict(layer.get_config())
-    except NotImplementedError:
-        # It was made with objects that Keras cannot serialize.
-        return None
-
-
-def _from_attributes(layer, settings: dict):
+def _from_attributes(layer, settings: dict, error: Exception):
     """Returns a copy of a layer with a faulty config, made of its attributes.
 
     Every argument of its constructor must be kept as an attribute of the same name. A
@@ -276,7 +270,7 @@ def _from_attributes(layer, settings: dict):
         if any(isinstance(x, _NOT_SHARED) for x in tree.flatten(own)):
             raise TypeError("an argument that has weights would belong to both")
         return kind(**own)
-    except Exception as error:
+    except Exception:
         raise ValueError(
             f"Layer {layer.name!r} cannot be rebuilt from its config. Give "
             f"{kind.__name__} a `get_config` with all of its constructor arguments, so "
