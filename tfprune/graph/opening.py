@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfprune.graph.any_batch import follow_for_any_batch
+from tfprune.graph.any_size import follow_for_any_size
 from tfprune.graph.following import (
     NotOpened,
     OwnWeight,
@@ -126,7 +126,7 @@ def _open(layer, args: tuple, kwargs: dict) -> Functional:
             return _followed(follow, layer, inputs, args, kwargs)
         except NotOpened as error:
             try:
-                return _followed(follow_for_any_batch, layer, inputs, args, kwargs)
+                return _followed(follow_for_any_size, layer, inputs, args, kwargs)
             except Exception:
                 # The first reason for which the layer stays whole is the better one.
                 raise error from None
@@ -281,10 +281,12 @@ def _compare(layer, graph: Functional, args, kwargs) -> None:
 
 
 def _run(layer, graph: Functional, args, kwargs, random) -> tuple[dict, object]:
-    """Returns random inputs, of a size that a layer can take, and its outputs."""
-    # Layers are many, so the sizes of images are left out.
-    for size in (each for each in OPEN_SIZES if each <= 64):
-        probes = {id(x): _probe(random, x, size) for x in graph.inputs}
+    """Returns random inputs, of sizes that a layer can take, and its outputs."""
+    for sizes in _probe_sizes(graph.inputs):
+        probes = {
+            id(x): _probe(random, x, size)
+            for x, size in zip(graph.inputs, sizes, strict=True)
+        }
         filled = tree.map_structure(lambda x: probes.get(id(x), x), (args, kwargs))
         try:
             return probes, layer(
@@ -293,6 +295,22 @@ def _run(layer, graph: Functional, args, kwargs, random) -> tuple[dict, object]:
         except Exception as error:
             why = f"it cannot be run: {first_line(error)}"
     raise NotOpened(why)
+
+
+def _probe_sizes(inputs):
+    """Yields what may stand for the open sizes of each input, best first.
+
+    Different ones, so that no part can take the length of one for that of another; and
+    equal ones, as those of a sequence and its mask have to be. Layers are many, so the
+    sizes of images are left out.
+    """
+    is_open = [None in x.shape[1:] for x in inputs]
+    for size in (each for each in OPEN_SIZES if each <= 64):
+        if sum(is_open) > 1:
+            yield [max(size - number, 1) for number in range(len(inputs))]
+        yield [size] * len(inputs)
+        if not any(is_open):
+            return
 
 
 def _perturbed(random, variable):

@@ -1,4 +1,4 @@
-"""Layers whose `call` computes with the size of its batch are looked into, too."""
+"""Layers whose `call` computes with sizes that are open are looked into, too."""
 
 import checker
 import keras
@@ -8,7 +8,7 @@ from keras import layers, ops
 from own import Chain, Own, around, check_own, register
 
 import tfprune
-from tfprune.graph.any_batch import _BATCH
+from tfprune.graph.any_size import _BATCH, _LENGTH
 
 
 @register
@@ -130,8 +130,83 @@ def test_windows_in_the_batch():
     check_own(around(Windows(12, name="own")), "own/inner")
 
 
-def test_masks_for_each_sample_and_arguments_that_are_none():
-    check_own(_sequence(Decoder(12, name="own")), "a", "own/inner")
+@pytest.mark.parametrize("steps", [6, None])
+def test_masks_for_each_sample_and_arguments_that_are_none(steps):
+    model = _sequence(Decoder(12, name="own"), steps=steps)
+    small = check_own(model, "a", "own/inner")
+    assert small.input_shape == (None, steps, 5)
+    same = tfprune.compact(model, tfprune.Masks({}))
+    for size in (1, 3, _BATCH):
+        for length in (1, 9, _LENGTH) if steps is None else (steps,):
+            x = np.random.default_rng(size).normal(size=(size, length, 5))
+            assert checker.relative_error(model(x), same(x)) <= 1e-5
+            assert len(small(x)) == size
+
+
+@register
+class Placed(Own):
+    """Numbers of places, looked up and counted with."""
+
+    def __init__(self, width=8, **kwargs):
+        super().__init__(width, **kwargs)
+        self.places = layers.Embedding(300, 8, name="places")
+        self.inner = layers.Dense(width, "relu", name="inner")
+        self.outer = layers.Dense(8, name="outer")
+
+    def build(self, shape):
+        self.places.build((shape[1],))
+        self.inner.build(shape)
+        self.outer.build((*shape[:-1], self.width))
+
+    def call(self, x):
+        numbers = ops.arange(ops.shape(x)[1])
+        x = x + self.places(numbers) + ops.cast(numbers, "float32")[None, :, None]
+        return x + self.outer(self.inner(x))
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def test_numbers_of_places_of_an_open_length():
+    check_own(_sequence(Placed(12, name="own"), steps=None), "a", "own/inner")
+
+
+def test_constants_of_an_open_length_keep_a_layer_whole():
+    @register
+    class Backwards(Placed):
+        def call(self, x):
+            numbers = ops.arange(ops.shape(x)[1], dtype="float32")
+            return super().call(x + ops.flip(numbers)[:, None])
+
+    @register
+    class Longer(Placed):
+        def call(self, x):
+            return super().call(x) * ops.shape(x)[1]
+
+    for kind in (Backwards, Longer):
+        check_own(_sequence(kind(name="odd"), steps=None), "b", skipped=["odd"])
+
+
+def test_sequences_of_two_open_lengths_keep_a_layer_whole():
+    @register
+    class Crossed(Decoder):
+        def build(self, shape):
+            super().build(shape[0])
+
+        def call(self, pair):
+            x, y = pair
+            mask = ops.arange(ops.shape(x)[1])[:, None] >= ops.arange(ops.shape(y)[1])
+            x = x + self.attention(query=x, value=y, attention_mask=mask[None])
+            return x + self.outer(self.inner(x))
+
+        def compute_output_shape(self, shapes):
+            return shapes[0]
+
+    inputs = [layers.Input((None, 8)), layers.Input((None, 8))]
+    x = layers.Dense(6, "relu", name="b")(Crossed(name="odd")(inputs))
+    x = layers.Dense(3, name="logits")(layers.GlobalMaxPooling1D()(x))
+    model = checker.randomize(keras.Model(inputs, x))
+    check_own(model, "b", skipped=["odd"])
 
 
 def test_parts_of_one_size_only_keep_a_layer_whole():
