@@ -111,14 +111,6 @@ def _whisper():
     return hub.models.WhisperBackbone(**lengths, **TEXT)
 
 
-def _of_fixed_length(model, length=16):
-    """A decoder's mask is made for a length, which has to be known."""
-    inputs = keras.tree.map_structure(
-        lambda x: keras.Input((length,), dtype=x.dtype, name=x.name), model.input
-    )
-    return keras.models.clone_model(model, input_tensors=inputs)
-
-
 BACKBONES = {
     "resnet": lambda: _resnet("bottleneck_block"),
     "resnet_v2": lambda: _resnet("bottleneck_block", use_pre_activation=True),
@@ -135,9 +127,10 @@ BACKBONES = {
     "roberta": lambda: hub.models.RobertaBackbone(**TEXT),
     "bart": lambda: hub.models.BartBackbone(**TEXT),
     "albert": lambda: hub.models.AlbertBackbone(embedding_dim=16, **TEXT),
-    "gpt2": lambda: _of_fixed_length(hub.models.GPT2Backbone(**TEXT)),
-    "opt": lambda: _of_fixed_length(hub.models.OPTBackbone(**TEXT)),
-    "mistral": lambda: _of_fixed_length(hub.models.MistralBackbone(**GROUPED)),
+    "gpt2": lambda: hub.models.GPT2Backbone(**TEXT),
+    "opt": lambda: hub.models.OPTBackbone(**TEXT),
+    "mistral": lambda: hub.models.MistralBackbone(**GROUPED),
+    "qwen": lambda: hub.models.QwenBackbone(**GROUPED),
 }
 
 

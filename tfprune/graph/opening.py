@@ -27,6 +27,7 @@ from tfprune.graph.nodes import (
     tree,
     unrecorded,
 )
+from tfprune.graph.remaking import made_again
 from tfprune.graph.shapes import OPEN_SIZES, assumed_shape
 
 
@@ -188,10 +189,13 @@ def _check_parts(graph: Functional) -> None:
         part = node.operation
         if isinstance(part, OwnWeight) or not isinstance(part, keras.layers.Layer):
             continue
-        if not Opened(node).describes_itself and open_call(node).parts is None:
-            raise NotOpened(
-                f"{part.name!r} in it can be made neither anew nor of parts"
-            )
+        if Opened(node).describes_itself or open_call(node).parts is not None:
+            continue
+        try:
+            made_again(part)
+        except ValueError as error:
+            why = f"{part.name!r} in it can be made neither anew nor of parts"
+            raise NotOpened(why) from error
 
 
 def _settle_training(layer, trained: Functional, graph: Functional) -> None:

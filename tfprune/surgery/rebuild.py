@@ -1,6 +1,5 @@
 """Rebuilding: a new model from an old one, operation by operation."""
 
-import inspect
 from collections.abc import Callable
 
 import keras
@@ -22,6 +21,7 @@ from tfprune.graph.nodes import (
     output_structure,
     tree,
 )
+from tfprune.graph.remaking import made_again
 from tfprune.graph.subclassed import as_recorded
 from tfprune.regularizers import Beside, Share
 
@@ -239,49 +239,13 @@ def copy_operation_like(
         return copy_operation(operation, settings)
     if isinstance(operation, keras.layers.Lambda):
         return _copy_lambda(operation)
-    try:
-        config = dict(operation.get_config())
-    except NotImplementedError as error:
-        # It was made with objects that Keras cannot serialize.
-        return _from_attributes(operation, settings, error)
-    if type(operation).__module__.startswith("keras."):
-        config.update(_lean_arguments(operation, config, plain, value_of))
-        if draw:
-            config.update(_fresh_initializers(operation))
-    try:
-        return type(operation).from_config({**config, **settings})
-    except Exception as error:
-        return _from_attributes(operation, settings, error)
 
+    def arguments(config):
+        lean = _lean_arguments(operation, config, plain, value_of)
+        return {**lean, **(_fresh_initializers(operation) if draw else {}), **settings}
 
-def _from_attributes(layer, settings: dict, error: Exception):
-    """Returns a copy of a layer with a faulty config, made of its attributes.
-
-    Every argument of its constructor must be kept as an attribute of the same name. A
-    wrong one shows: in shapes of weights, and in the outputs that are compared.
-    """
-    kind, policy = type(layer), layer.dtype_policy
-    # Keras records a policy by name as something that it can save.
-    dtype = policy.name if type(policy) is keras.DTypePolicy else policy
-    own = {"name": layer.name, "dtype": dtype, "trainable": layer.trainable}
-    try:
-        for name in _argument_names(kind):
-            own.setdefault(name, settings.get(name, getattr(layer, name)))
-        if any(isinstance(x, _NOT_SHARED) for x in tree.flatten(own)):
-            raise TypeError("an argument that has weights would belong to both")
-        return kind(**own)
-    except Exception:
-        raise ValueError(
-            f"Layer {layer.name!r} cannot be rebuilt from its config. Give "
-            f"{kind.__name__} a `get_config` with all of its constructor arguments, so "
-            f"that `{kind.__name__}.from_config(layer.get_config())` works."
-        ) from error
-
-
-def _argument_names(kind: type) -> list[str]:
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [each.name for each in parameters if each.kind in named][1:]
+    is_keras = type(operation).__module__.startswith("keras.")
+    return made_again(operation, arguments if is_keras else lambda config: settings)
 
 
 def _lean_arguments(layer, config: dict, plain: bool, value_of) -> dict:
@@ -309,9 +273,6 @@ def _starting_value(own: dict, name: str, value_of: Callable | None):
         # Drawing random numbers would be waste.
         return _ZEROS
     return _Given(source, value_of)
-
-
-_NOT_SHARED = (keras.layers.Layer, keras.Variable)
 
 
 class _Given:
