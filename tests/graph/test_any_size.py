@@ -224,9 +224,9 @@ def test_parts_of_one_size_only_keep_a_layer_whole():
 
 def test_parts_that_cannot_be_made_again_keep_a_layer_whole():
     class Rolled(layers.Layer):
-        def __init__(self, **kwargs):
+        def __init__(self, filters=8, **kwargs):
             super().__init__(**kwargs)
-            self.conv = layers.Conv2D(8, 1, name="conv")
+            self.conv = layers.Conv2D(filters, 1, name="conv")
 
         def build(self, shape):
             self.conv.build(shape)
