@@ -9,6 +9,8 @@ import loading
 import numpy as np
 import tensorflow as tf
 
+import tfprune
+
 HELD_OUT = 5_000
 
 
@@ -134,8 +136,8 @@ def fine_tune(
 
 def _pupil(model, teacher):
     """Returns the model that trains a model to give a teacher's logits."""
-    # Keras freezes the teacher that it is given.
-    twin = keras.models.clone_model(teacher)
-    twin.set_weights(teacher.get_weights())
+    # Keras freezes the teacher that it is given, and its own copies of a Normalization
+    # go on computing with the old constants.
+    twin = tfprune.compact(teacher, {})
     soft = keras.distillation.LogitsDistillation(temperature=4.0)
     return keras.distillation.Distiller(twin, model, soft, student_loss_weight=0.1)
