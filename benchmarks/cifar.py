@@ -136,8 +136,9 @@ def fine_tune(
 
 def _pupil(model, teacher):
     """Returns the model that trains a model to give a teacher's logits."""
-    # Keras freezes the teacher that it is given, and its own copies of a Normalization
-    # go on computing with the old constants.
+    # Keras freezes the teacher that it is given.
     twin = tfprune.compact(teacher, {})
-    soft = keras.distillation.LogitsDistillation(temperature=4.0)
+    # By its name, Keras 3.15 takes this loss of the logits themselves.
+    divergence = keras.losses.KLDivergence()
+    soft = keras.distillation.LogitsDistillation(temperature=4.0, loss=divergence)
     return keras.distillation.Distiller(twin, model, soft, student_loss_weight=0.1)
