@@ -187,15 +187,20 @@ def test_constants_of_an_open_length_keep_a_layer_whole():
         check_own(_sequence(kind(name="odd"), steps=None), "b", skipped=["odd"])
 
 
-def test_sequences_of_two_open_lengths_keep_a_layer_whole():
+@pytest.mark.parametrize("masked", [False, True])
+def test_sequences_of_two_open_lengths_keep_a_layer_whole(masked):
+    """Also if one of them comes with a mask, which has to be as long as it is."""
+
     @register
     class Crossed(Decoder):
         def build(self, shape):
             super().build(shape[0])
 
-        def call(self, pair):
-            x, y = pair
+        def call(self, several):
+            x, y, *weights = several
             mask = ops.arange(ops.shape(x)[1])[:, None] >= ops.arange(ops.shape(y)[1])
+            for each in weights:
+                x = x * each[:, :, None]
             x = x + self.attention(query=x, value=y, attention_mask=mask[None])
             return x + self.outer(self.inner(x))
 
@@ -203,6 +208,7 @@ def test_sequences_of_two_open_lengths_keep_a_layer_whole():
             return shapes[0]
 
     inputs = [layers.Input((None, 8)), layers.Input((None, 8))]
+    inputs += [layers.Input((None,))] * masked
     x = layers.Dense(6, "relu", name="b")(Crossed(name="odd")(inputs))
     x = layers.Dense(3, name="logits")(layers.GlobalMaxPooling1D()(x))
     model = checker.randomize(keras.Model(inputs, x))

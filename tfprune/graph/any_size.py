@@ -18,6 +18,9 @@ from tfprune.graph.nodes import (
 # the layer differ, and the layer stays whole.
 _BATCH, _LENGTH = 61, 67
 
+# Inputs of open lengths for which all combinations of lengths are compared.
+MOST_LENGTHS = 5
+
 
 def follow_for_any_size(layer, inputs, args, kwargs, training: bool) -> Functional:
     """Follows the `call` of a layer that cannot do without the sizes of its inputs.
@@ -57,6 +60,8 @@ def _check(inputs) -> None:
         raise NotOpened("the size of its batch is known")
     if any(None in x.shape[2:] for x in inputs):
         raise NotOpened("several of its sizes are open")
+    if sum(None in x.shape[1:] for x in inputs) > MOST_LENGTHS:
+        raise NotOpened("many of its inputs leave their lengths open")
 
 
 def _with_sizes(shape) -> tuple:

@@ -1,13 +1,14 @@
 """Looking into layers of a user's own: the graph of what their `call` is made of."""
 
 import functools
+import itertools
 from dataclasses import dataclass, field
 
 import keras
 import numpy as np
 from keras import ops
 
-from tfprune.graph.any_size import follow_for_any_size
+from tfprune.graph.any_size import MOST_LENGTHS, follow_for_any_size
 from tfprune.graph.following import (
     NotOpened,
     OwnWeight,
@@ -271,50 +272,54 @@ def _compare(layer, graph: Functional, args, kwargs) -> None:
     """Runs a layer and its parts on random inputs, with other weights than it has."""
     random = np.random.default_rng(0)
     values = [(v, _perturbed(random, v)) for v in layer.variables]
+    reason = ""
     with keras.StatelessScope(state_mapping=values):
-        probes, expected = _run(layer, graph, args, kwargs, random)
-        try:
-            received = graph(
-                tree.map_structure(lambda x: probes[id(x)], input_structure(graph))
-            )
-        except Exception as error:
-            raise NotOpened(f"its parts cannot be run: {first_line(error)}") from error
+        # Layers are many, so the sizes of images are left out.
+        for size in (each for each in OPEN_SIZES if each <= 64):
+            taken = 0
+            for sizes in _lengths(graph.inputs, size):
+                pairs = zip(graph.inputs, sizes, strict=True)
+                probes = {id(x): _probe(random, x, each) for x, each in pairs}
+                try:
+                    expected = _called_on(probes, layer, args, kwargs)
+                except Exception as error:
+                    reason = reason or f"it cannot be run: {first_line(error)}"
+                    continue
+                _demand_equal(expected, graph, probes)
+                taken += 1
+            if taken:
+                return
+    raise NotOpened(reason)
+
+
+def _lengths(inputs, size: int):
+    """Yields what may stand for the open sizes of each input: equal ones first.
+
+    And all ways to make some of them shorter, of which the layer takes those that leave
+    a sequence and its mask alike: no part may take one's length for another's.
+    """
+    is_open = [None in x.shape[1:] for x in inputs]
+    others = max(sum(is_open) - 1, 0)
+    choices = (size, size - 1) if others < MOST_LENGTHS else (size,)
+    for lengths in itertools.product(choices, repeat=others):
+        rest = iter((size, *lengths))
+        yield [next(rest) if each else size for each in is_open]
+
+
+def _called_on(probes: dict, layer, args, kwargs):
+    args, kwargs = tree.map_structure(lambda x: probes.get(id(x), x), (args, kwargs))
+    return layer(*args, **kwargs, **training_argument(layer, False))
+
+
+def _demand_equal(expected, graph: Functional, probes: dict) -> None:
+    inputs = tree.map_structure(lambda x: probes[id(x)], input_structure(graph))
+    try:
+        received = graph(inputs)
+    except Exception as error:
+        raise NotOpened(f"its parts cannot be run: {first_line(error)}") from error
     pairs = zip(tree.flatten(expected), tree.flatten(received), strict=True)
     if not all(_are_equal(a, b) for a, b in pairs):
         raise NotOpened("its parts by themselves compute something else")
-
-
-def _run(layer, graph: Functional, args, kwargs, random) -> tuple[dict, object]:
-    """Returns random inputs, of sizes that a layer can take, and its outputs."""
-    for sizes in _probe_sizes(graph.inputs):
-        probes = {
-            id(x): _probe(random, x, size)
-            for x, size in zip(graph.inputs, sizes, strict=True)
-        }
-        filled = tree.map_structure(lambda x: probes.get(id(x), x), (args, kwargs))
-        try:
-            return probes, layer(
-                *filled[0], **filled[1], **training_argument(layer, False)
-            )
-        except Exception as error:
-            why = f"it cannot be run: {first_line(error)}"
-    raise NotOpened(why)
-
-
-def _probe_sizes(inputs):
-    """Yields what may stand for the open sizes of each input, best first.
-
-    Different ones, so that no part can take the length of one for that of another; and
-    equal ones, as those of a sequence and its mask have to be. Layers are many, so the
-    sizes of images are left out.
-    """
-    is_open = [None in x.shape[1:] for x in inputs]
-    for size in (each for each in OPEN_SIZES if each <= 64):
-        if sum(is_open) > 1:
-            yield [max(size - number, 1) for number in range(len(inputs))]
-        yield [size] * len(inputs)
-        if not any(is_open):
-            return
 
 
 def _perturbed(random, variable):

@@ -32,8 +32,8 @@ def made_again(layer, changes: Callable = lambda config: {}):
 def _from_attributes(layer, settings: dict, error: Exception):
     """Returns a copy made of the attributes named as the constructor's arguments.
 
-    All of them must be there. A wrong one shows: in shapes of weights, and in the
-    outputs that are compared.
+    All of them must be there. A wrong one shows in shapes of weights, or in the outputs
+    that are compared, unless it acts in training only.
     """
     kind, policy = type(layer), layer.dtype_policy
     # Keras records a policy by name as something that it can save.
