@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfprune
-from tfprune import cli
+import tfprune_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +26,7 @@ def saved(make_residual, tmp_path):
 @pytest.fixture
 def run(capsys):
     def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
+        code = tfprune_command.main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         return code, out, err
 
@@ -173,11 +173,27 @@ def test_the_module_runs(saved):
     assert "logits" in done.stdout
 
 
-def test_the_installed_command_keeps_stderr_clean(saved, tmp_path):
-    installed = ("-c", "import sys, tfprune_command as c; sys.exit(c.main())")
-    done = process(*installed, "inspect", saved)
+INSTALLED = ("-c", "import sys, tfprune_command as c; sys.exit(c.main())")
+
+
+def test_the_installed_command_keeps_stderr_clean(saved):
+    done = process(*INSTALLED, "inspect", saved)
     assert (done.returncode, done.stderr) == (0, "")
     assert "logits" in done.stdout
-    done = process(*installed, "inspect", tmp_path / "none.keras")
+
+
+WITHOUT_TENSORFLOW = (
+    "-c",
+    "import sys, tfprune_command as c; code = c.main();"
+    "assert 'tensorflow' not in sys.modules; sys.exit(code)",
+)
+
+
+def test_mistakes_and_help_do_not_wait_for_tensorflow(tmp_path):
+    done = process(*WITHOUT_TENSORFLOW, "inspect", tmp_path / "none.keras")
     assert (done.returncode, done.stdout) == (1, "")
     assert_one_line_error(done.stderr)
+    for arguments in (("--help",), ("--version",), ("prune", "--help")):
+        done = process(*WITHOUT_TENSORFLOW, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "tfprune" in done.stdout

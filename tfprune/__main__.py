@@ -2,6 +2,6 @@
 
 import sys
 
-from tfprune import cli
+import tfprune_command
 
-sys.exit(cli.main())
+sys.exit(tfprune_command.main())
