@@ -13,6 +13,12 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+# A second processor in name only, for tests of distribution strategies.
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
 # TensorFlow's own heap is no garbage; Python looks through the rest when it has grown.
 gc.collect()
 gc.freeze()
@@ -41,6 +47,12 @@ def clean_keras():
     # Which collects garbage each time: a tenth of the processor time, or more.
     with mock.patch("gc.collect"):
         keras.backend.clear_session()
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """A strategy that trains on two devices; a second one would not get its own."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Tick-Tock in `fit`: what trains when, what is scored, what is closed, resuming."""
 
 import contextlib
-import subprocess
-import sys
 
 import checker
 import keras
@@ -625,50 +623,40 @@ def test_a_loss_that_is_not_finite_is_said(model, data):
 
 # Several devices ---------------------------------------------------------------------
 
-MIRRORED = """
-import keras, numpy as np, tensorflow as tf, tfprune
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(
-    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
-)
-keras.utils.set_random_seed(0)
-random = np.random.default_rng(0)
-x, y = random.normal(size=(24, 6)).astype("float32"), np.arange(24) % 3
-data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
-weights = None
 
-def train():
-    model = keras.Sequential(
-        [keras.layers.Input((6,)), keras.layers.Dense(16, "relu", name="a"),
-         keras.layers.Dense(16, "relu", name="b"), keras.layers.Dense(3)]
-    )
-    if weights is not None:
+def test_on_several_devices_scores_are_those_of_one(two_replicas):
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(24, 6)).astype("float32"), np.arange(24) % 3
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+
+    def make():
+        hidden = [keras.layers.Dense(16, "relu", name=name) for name in "ab"]
+        return keras.Sequential([keras.Input((6,)), *hidden, keras.layers.Dense(3)])
+
+    def train(weights):
+        model = make()
         model.set_weights(weights)
-    start = model.get_weights()
-    model = tfprune.prune_wrap(model)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
-    scores = []
-    class Scored(tfprune.callbacks.TickTock):
-        def _close(self):
-            scores.append(self._ticks.scores.by_group(self.graph, "sum"))
-            super()._close()
-    budget = tfprune.Budget(flops_reduction=0.5)
-    model.fit(data, epochs=4, verbose=0, callbacks=[Scored(data, budget, 0.1, (2, 1))])
-    return start, model, scores
+        model = tfprune.prune_wrap(model)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
+        scores = []
 
-weights, alone, expected = train()
-with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-    _, mirrored, scores = train()
-assert len(expected) == len(scores) > 1
-for first, second in zip(expected, scores):
-    for name in first:
-        np.testing.assert_allclose(first[name], second[name], rtol=1e-3, atol=1e-6)
-assert tfprune.read_masks(alone) == tfprune.read_masks(mirrored)
-print("the same")
-"""
+        class Scored(TickTock):
+            def _close(self):
+                scores.append(self._ticks.scores.by_group(self.graph, "sum"))
+                super()._close()
 
+        budget = tfprune.Budget(flops_reduction=0.5)
+        scored = Scored(data, budget, 0.1, (2, 1))
+        model.fit(data, epochs=4, verbose=0, callbacks=[scored])
+        return model, scores
 
-def test_on_several_devices_scores_are_those_of_one():
-    printed = subprocess.check_output([sys.executable, "-c", MIRRORED], text=True)
-    assert "the same" in printed
+    weights = make().get_weights()
+    alone, expected = train(weights)
+    with two_replicas.scope():
+        mirrored, scores = train(weights)
+    assert len(expected) == len(scores) > 1
+    for first, second in zip(expected, scores, strict=True):
+        for name in first:
+            np.testing.assert_allclose(first[name], second[name], rtol=1e-3, atol=1e-6)
+    assert tfprune.read_masks(alone) == tfprune.read_masks(mirrored)

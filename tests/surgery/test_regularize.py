@@ -1,12 +1,11 @@
 """regularize: one term over all scales, and a model that computes what it did."""
 
-import subprocess
-import sys
 
 import checker
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from architectures import resnet56
 from keras import layers
 
@@ -477,31 +476,23 @@ def test_gates_around_a_regularized_model(fresh, images):
     assert same_outputs(model, gated, images[0]) < 1e-6
 
 
-def test_on_two_replicas():
-    code = """
-import keras, numpy as np, tensorflow as tf, tfprune
-from keras import layers
-devices = [tf.config.LogicalDeviceConfiguration()] * 2
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, devices)
-def trained(strategy):
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        x = inputs = layers.Input((4,))
-        for _ in range(2):
-            x = layers.Dense(6)(x)
-            x = layers.ReLU()(layers.BatchNormalization(synchronized=True)(x))
-        model = keras.Model(inputs, layers.Dense(1)(x))
-        model = tfprune.regularize(model, tfprune.regularizers.Polarization(1.2, 1e-2))
-        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
-    x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
-    model.fit(x, x[:, :1], batch_size=8, epochs=2, shuffle=False, verbose=0)
-    return [layers.gamma.numpy() for layers in model.layers if hasattr(layers, "gamma")]
-one = trained(tf.distribute.get_strategy())
-two = trained(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-np.testing.assert_allclose(one, two, atol=1e-5)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+def test_on_two_replicas(two_replicas):
+    def trained(strategy):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            x = inputs = layers.Input((4,))
+            for _ in range(2):
+                x = layers.Dense(6)(x)
+                x = layers.ReLU()(layers.BatchNormalization(synchronized=True)(x))
+            model = keras.Model(inputs, layers.Dense(1)(x))
+            model = tfprune.regularize(model, Polarization(1.2, 1e-2))
+            model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+        x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+        model.fit(x, x[:, :1], batch_size=8, epochs=2, shuffle=False, verbose=0)
+        return [norm.gamma.numpy() for norm in norms(model)]
+
+    one, two = trained(tf.distribute.get_strategy()), trained(two_replicas)
+    np.testing.assert_allclose(one, two, atol=1e-5)
 
 
 # Selection by rules ------------------------------------------------------------------
