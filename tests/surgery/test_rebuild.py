@@ -262,6 +262,44 @@ def test_layer_made_with_what_keras_cannot_save(tmp_path):
     small.save(tmp_path / "small.keras")
 
 
+def test_operation_made_with_what_keras_cannot_save(tmp_path):
+    size = np.prod((4, 4, 4))
+    model = _around(lambda x: ops.reshape(ops.reshape(x, (-1, size)), (-1, 4, 4, 4)))
+    with pytest.raises(NotImplementedError):
+        model.save(tmp_path / "model.keras")
+    masks = tfprune.select(tfprune.Graph(model), "magnitude", scope={"b": 0.5})
+    check_all(model, masks)
+    small = tfprune.compact(model, masks)
+    small.save(tmp_path / "small.keras")
+    x = checker.make_inputs(model)
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    assert np.array_equal(loaded(x), small(x))
+
+
+class _Applied(keras.Operation):
+    """Keeps a function, which Keras cannot save, by its name, another, or another one."""
+
+    def __init__(self, function, keep, *, name=None):
+        super().__init__(name=name)
+        self.keep = keep
+        negated = lambda x: -function(x)  # noqa: E731
+        self.applied = negated if keep == "another" else function
+        if keep != "elsewhere":
+            self.function = self.applied
+
+    def call(self, x):
+        return self.applied(x)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+@pytest.mark.parametrize("keep", ["as it is", "elsewhere", "another"])
+def test_operation_that_keeps_a_function(keep):
+    model = _around(_Applied(lambda x: ops.flip(x, axis=-1), keep))
+    check_all(model, tfprune.select(tfprune.Graph(model), scope={"b": 0.5}))
+
+
 def test_subclass_of_a_known_layer_is_not_trusted():
     class Doubled(layers.Dense):
         def call(self, x):

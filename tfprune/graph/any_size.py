@@ -7,12 +7,12 @@ from keras import ops
 from tfprune.graph.following import NotOpened, as_one_input, follow, is_symbolic
 from tfprune.graph.nodes import (
     Functional,
-    copy_operation,
     fill_in,
     nodes_in_order,
     output_structure,
     tree,
 )
+from tfprune.graph.remaking import copy_operation
 
 # Prime numbers that hardly are sizes of anything else; where they are, the parts and
 # the layer differ, and the layer stays whole.

@@ -1,7 +1,6 @@
 """The one home of Keras's private graph API: how to walk a model's nodes."""
 
 import contextlib
-import copy
 import inspect
 
 import keras
@@ -19,7 +18,6 @@ __all__ = [
     "Operation",
     "as_functional",
     "class_for_copies",
-    "copy_operation",
     "fill_in",
     "flatten_layers",
     "follow_training",
@@ -209,22 +207,3 @@ def input_layer_of(keras_tensor):
 def object_sharing_scope():
     """Returns a context in which objects that share an id are deserialized once."""
     return ObjectSharingScope()
-
-
-def copy_operation(operation: Operation, settings: dict) -> Operation:
-    """Returns a copy of a weightless operation that belongs to no graph yet.
-
-    Args:
-        operation: the operation.
-        settings: constructor arguments that differ.
-    """
-    try:
-        return type(operation).from_config({**operation.get_config(), **settings})
-    except NotImplementedError:
-        # Arguments that Keras cannot serialize; a model with such an operation cannot
-        # be saved, but it can be copied.
-        twin = copy.copy(operation)
-        twin._inbound_nodes = []
-        twin._outbound_nodes = []
-        vars(twin).update(settings)
-        return twin

@@ -19,7 +19,6 @@ from tfprune.graph.following import (
 )
 from tfprune.graph.nodes import (
     Functional,
-    copy_operation,
     follow_training,
     input_masks,
     input_structure,
@@ -28,7 +27,7 @@ from tfprune.graph.nodes import (
     tree,
     unrecorded,
 )
-from tfprune.graph.remaking import made_again
+from tfprune.graph.remaking import copy_operation, made_again
 from tfprune.graph.shapes import OPEN_SIZES, assumed_shape
 
 

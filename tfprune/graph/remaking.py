@@ -1,11 +1,12 @@
-"""Layers made again: from their config or, where that is faulty, from attributes."""
+"""Layers and operations made again: from their config or, if faulty, from attributes."""
 
 import inspect
 from collections.abc import Callable
 
 import keras
+import numpy as np
 
-from tfprune.graph.nodes import tree
+from tfprune.graph.nodes import Operation, tree
 
 _NOT_SHARED = (keras.layers.Layer, keras.Variable)
 
@@ -51,6 +52,52 @@ def _from_attributes(layer, settings: dict, error: Exception):
             f"{kind.__name__} a `get_config` with all of its constructor arguments, so "
             f"that `{kind.__name__}.from_config(layer.get_config())` works."
         ) from error
+
+
+def copy_operation(operation: Operation, settings: dict) -> Operation:
+    """Returns a copy of a weightless operation that belongs to no graph yet.
+
+    Args:
+        operation: the operation.
+        settings: constructor arguments that differ.
+    """
+    try:
+        return type(operation).from_config({**operation.get_config(), **settings})
+    except NotImplementedError:
+        # It has arguments that Keras cannot save.
+        return _copy_of_attributes(operation, settings)
+
+
+def _copy_of_attributes(operation: Operation, settings: dict) -> Operation:
+    """Returns a copy whose numbers are Python's, which Keras can save."""
+    twin = object.__new__(type(operation))
+    vars(twin).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[])
+    vars(twin).update(settings)
+    plain = tree.map_structure(_plain_number, _attributes(twin))
+    try:
+        names = _argument_names(type(operation))
+        again = type(operation)(**{name: plain[name] for name in names})
+    except Exception:
+        return twin
+    # A constructor may keep something else than its argument by the argument's name.
+    return again if _same(_attributes(again), plain) else twin
+
+
+def _attributes(operation: Operation) -> dict:
+    return {k: v for k, v in vars(operation).items() if not k.startswith("_")}
+
+
+def _plain_number(value):
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _same(one: dict, other: dict) -> bool:
+    values = tree.flatten(one), tree.flatten(other)
+    return (
+        one.keys() == other.keys()
+        and len(values[0]) == len(values[1])
+        and all(map(np.array_equal, *values))
+    )
 
 
 def _argument_names(kind: type) -> list[str]:

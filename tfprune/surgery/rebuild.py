@@ -11,7 +11,6 @@ from tfprune.graph.nodes import (
     Functional,
     as_functional,
     class_for_copies,
-    copy_operation,
     fill_in,
     flatten_layers,
     input_layer_of,
@@ -21,7 +20,7 @@ from tfprune.graph.nodes import (
     output_structure,
     tree,
 )
-from tfprune.graph.remaking import made_again
+from tfprune.graph.remaking import copy_operation, made_again
 from tfprune.graph.subclassed import as_recorded
 from tfprune.regularizers import Beside, Share
 
