@@ -1,11 +1,15 @@
 """The tree: imports point down, and importing the package stays cheap."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pytest
+
+import tfprune
 
 PACKAGE = Path(__file__).parent.parent / "tfprune"
 FLOORS = {
@@ -132,6 +136,12 @@ def test_importing_the_package_imports_nothing_heavy():
     )
     assert "tfprune" in modules.split()
     assert not set(HEAVY) & set(modules.split())
+
+
+def test_other_backends_are_refused_at_once(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ImportError, match="Keras on TensorFlow. Received.*'jax'"):
+        importlib.reload(tfprune)
 
 
 @pytest.mark.parametrize("statement", ["import tfprune.graph", "from tfprune import x"])

@@ -54,6 +54,29 @@ def test_as_by_hand(make_residual, make_vgg, images, unit, tails, monkeypatch):
         np.testing.assert_array_equal(now, then)
 
 
+def test_subclassed_model(images):
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = [layers.Conv2D(8, 3, name="conv"), layers.Flatten()]
+            self.logits = layers.Dense(3, name="logits")
+
+        def call(self, x):
+            for layer in self.inner:
+                x = layer(x)
+            return self.logits(x)
+
+    model = Net()
+    model(images[0])
+    functional = compiled(Graph(model).model)
+    expected = sensitivity(functional, images, SPARSITIES)
+    found = sensitivity(compiled(model), images, SPARSITIES)
+    assert found.dense == expected.dense
+    assert list(found.scores) == ["conv/kernel", "logits/kernel"]
+    for name, own in found.scores.items():
+        np.testing.assert_array_equal(own, expected.scores[name])
+
+
 def test_only_what_lies_behind_a_layer_runs_anew(images, monkeypatch):
     monkeypatch.setattr(sensitivities, "_WORTH_TAILS", -1)
 

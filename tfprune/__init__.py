@@ -1,5 +1,13 @@
 """tfprune: pruning for Keras 3 that makes models really smaller and really faster."""
 
+import keras
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "tfprune needs Keras on TensorFlow. Received: KERAS_BACKEND="
+        f"{keras.backend.backend()!r}. Set it to 'tensorflow' before importing Keras."
+    )
+
 from tfprune import (
     callbacks,
     constraints,

@@ -76,8 +76,9 @@ def benchmark(
     falls on all of them alike.
 
     Args:
-        models: dict of name to Keras model, a list of models, or one model. The first
-            is the one the others are compared with.
+        models: dict of name to Functional or Sequential model (of a subclassed one give
+            `Graph(model).model`), a list of models, or one. The first is the one
+            the others are compared with.
         batch_size: int. Samples in one forward pass. Defaults to 1; `inputs` bring
             their own.
         rounds: int. How often each model is measured. Defaults to 30.

@@ -38,7 +38,7 @@ class Budget:
 
     Example:
 
-    >>> tfprune.Budget(flops_reduction=0.5, multiple_of=8)
+    >>> budget = tfprune.Budget(flops_reduction=0.5, multiple_of=8)
     """
 
     flops_reduction: float | None = None

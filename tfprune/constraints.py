@@ -19,7 +19,7 @@ class ZeroSlices(keras.constraints.Constraint):
     Example:
 
     >>> hold = tfprune.constraints.ZeroSlices({1: [0, 2]})
-    >>> hold(np.ones((2, 3))).tolist()
+    >>> hold(np.ones((2, 3))).numpy().tolist()
     [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
     """
 
@@ -58,7 +58,8 @@ class Clip(keras.constraints.Constraint):
 
     Example:
 
-    >>> tfprune.constraints.Clip(0.0, 1.0)(np.array([-0.5, 0.5, 1.5])).tolist()
+    >>> clip = tfprune.constraints.Clip(0.0, 1.0)
+    >>> clip(np.array([-0.5, 0.5, 1.5])).numpy().tolist()
     [0.0, 0.5, 1.0]
     """
 

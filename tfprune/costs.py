@@ -62,7 +62,7 @@ def cost(model: keras.Model | Graph, masks: Mapping | None = None) -> Cost:
     224 is assumed (`Graph.assumed_shapes` says for which inputs).
 
     Args:
-        model: Functional or Sequential model, or the `Graph` of one.
+        model: Functional, Sequential or subclassed model, or the `Graph` of one.
         masks: group name to bool array, True = keep; None keeps everything.
 
     Returns:
@@ -73,8 +73,9 @@ def cost(model: keras.Model | Graph, masks: Mapping | None = None) -> Cost:
 
     Example:
 
-    >>> tfprune.cost(model).macs
-    125747840
+    >>> layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)]
+    >>> tfprune.cost(keras.Sequential(layers)).macs
+    3888
     """
     graph = as_graph(model)
     counter = Counter(graph)

@@ -28,7 +28,8 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
     as it was.
 
     Args:
-        model: a built Keras model, with or without gates.
+        model: built Functional or Sequential model, with or without gates; of a
+            subclassed one give `Graph(model).model`.
         path: str or `pathlib.Path`. A directory for `"tf_saved_model"`, a file that
             ends in `.tflite`, `.onnx` or `.keras` for the others.
         format: `"tf_saved_model"`, `"litert"` or `"onnx"`, the names of

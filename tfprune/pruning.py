@@ -30,9 +30,10 @@ def prune(
     Args:
         model: model, with or without gates, or the `Graph` of one; not changed.
         flops_reduction: fraction of multiply-accumulates to remove, in [0, 1).
-        importance: name or callable `importance(graph) -> {group name: scores}`.
+        importance: name or callable, see `select`.
         scope: `"global"`, `"uniform"` or `{path pattern: fraction}`, see `select`.
-        max_sparsity: largest fraction removed from any one group.
+        max_sparsity: largest fraction removed from any one group, or `{path pattern:
+            fraction}`, see `Budget`.
         min_channels: channels that stay in every group.
         multiple_of: kept channels are rounded up to a multiple of this.
 

@@ -24,7 +24,11 @@ def select(
 
     Args:
         graph: the `Graph` of the model.
-        importance: name or callable `importance(graph) -> {group name: scores}`.
+        importance: `"magnitude"`, `"geometric_median"`, `"scale"` or `"random"` (for
+            single weights `"magnitude"`, `"lamp"` or `"random"`), or a callable
+            `importance(graph) -> {group name: scores}`. Those that look at data, such
+            as `importances.Taylor()`, see it in `update_state` first and are given
+            as objects.
         budget: `Budget`, met as a floor on what is removed.
         threshold: float; units with a score at or below it go, but for the best of
             each group. Or a rule of `tfprune.thresholds`, `"valley"` and `"margin"`

@@ -133,7 +133,7 @@ def sensitivity(
         data: what to evaluate on: a dataset of batches `(x, y)`, or a pair of arrays.
         sparsities: floats in (0, 1): fractions of a layer's units to remove.
         unit: `"weight"` or `"channel"`; a graph brings its own.
-        importance: name or callable: which units go first.
+        importance: as in `tfprune.select`: which units go first.
 
     Returns:
         A `Sensitivity`.
@@ -154,8 +154,9 @@ def sensitivity(
     """
     sparsities = _checked(sparsities)
     graph = model if isinstance(model, Graph) else Graph(model, unit=unit)
-    compiled = graph.model
-    own = graph.of(strip(compiled))
+    # The graph of a subclassed model has a functional one, which is not compiled.
+    compiled = graph.model if isinstance(model, Graph) else model
+    own = graph.of(strip(graph.model))
     start = time.perf_counter()
     metric, dense = score(evaluate(own.model, compiled, data))
     is_slow = time.perf_counter() - start > _WORTH_TAILS

@@ -26,7 +26,9 @@ class NetworkSurgery(keras.callbacks.Callback):
     Every epoch's logs receive `"sparsity"`. Biases are not masked.
 
     Args:
-        c: float, or `{path pattern: float}` where the first that matches counts.
+        c: float, or `{path pattern: float}` where the first that matches counts;
+            kernels without a match take 0, which cuts those below the mean. Defaults
+            to 1.0.
         gamma: float. Defaults to 1e-4.
         power: float. Defaults to 1.0.
         stop: int (steps) or float (fraction of the run). Defaults to 0.8.

@@ -54,8 +54,9 @@ class PruneToBudget(BudgetedCallback):
             Defaults to `"global"`.
         block: for masks on weights, `(rows, columns)` of the blocks that go together,
             as in `tfprune.Graph`. Defaults to None: single weights.
-        data: batches that an importance such as `"taylor"` is shown at each update,
-            as `fit` takes them; None for importances that need none.
+        data: iterable of batches `(x, y)` or `(x, y, sample_weight)`, such as a batched
+            `tf.data.Dataset`, that an importance such as `"taylor"` is shown at each
+            update. Defaults to None, for importances that need none.
 
     Raises:
         ValueError: when training begins, if the model has no gates, the budget is

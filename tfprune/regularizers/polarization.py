@@ -17,8 +17,8 @@ class Polarization(OverScales):
     With a share r of the scales above the mean, a scale below it is pulled down with
     `strength * (t + 2 * r)`, one above it with `strength * (t - 2 + 2 * r)`, which is
     upwards while r < 1 - t / 2. Both strength and t raise the FLOPs reduction. How far
-    scales move is `strength` times learning rate times steps, see
-    `strength_for_push`: the paper's strengths are for 200 epochs.
+    scales move is `strength` times the sum of the learning rates of all steps over
+    1 - momentum, see `strength_for_push`: the paper's strengths are for 200 epochs.
 
     Args:
         t: float: how much smaller scales weigh against separated ones. The paper takes

@@ -24,7 +24,7 @@ def push(strength, learning_rate, steps: int, momentum: float = 0.0) -> float:
 
     Example:
 
-    >>> tfprune.regularizers.push(5e-5, 0.1, steps=10_000, momentum=0.9)
+    >>> round(tfprune.regularizers.push(5e-5, 0.1, steps=10_000, momentum=0.9), 6)
     0.5
     """
     if not 0 <= momentum < 1:
@@ -50,7 +50,8 @@ def strength_for_push(
 
     Example:
 
-    >>> tfprune.regularizers.strength_for_push(1.5, 0.1, steps=1_000, momentum=0.9)
+    >>> strength = tfprune.regularizers.strength_for_push(1.5, 0.1, 1_000, momentum=0.9)
+    >>> round(strength, 6)
     0.0015
     """
     if not wanted > 0:

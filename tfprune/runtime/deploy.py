@@ -79,7 +79,8 @@ def deploy(
 
     Raises:
         ValueError: if there are no gates, they are not of the kind that the mode needs,
-            or `overhead` is below 0.
+            `overhead` is below 0, or a static part is not settled yet (train with
+            `PolicyTraining` past its `settle`).
 
     Example:
 

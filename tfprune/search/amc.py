@@ -46,11 +46,11 @@ class AMC:
     random; then the agent (DDPG) learns from all.
 
     Args:
-        model: compiled Functional or Sequential model; its first metric is the score,
+        model: compiled model; its first metric is the score,
             without metrics the negated loss. Not changed.
         budget: `tfprune.Budget` with `flops_reduction` or `params_reduction`. The
             published search keeps a fifth of every layer: `max_sparsity=0.8`.
-        importance: name or callable: which units of a group go first.
+        importance: as in `tfprune.select`: which units of a group go first.
         seed: int. Defaults to 0.
 
     Raises:
@@ -95,7 +95,8 @@ class AMC:
                 batches `(x, y)`, a pair of arrays, or a function that returns either.
             episodes: int, how many models are scored. Defaults to the half of the 800
                 published.
-            random_episodes: int, how many of them are drawn at random at first.
+            random_episodes: int in [1, episodes], how many of them are drawn at random
+                at first. Defaults to 100.
             verbose: 0 or 1. Whether to show progress.
 
         Returns:

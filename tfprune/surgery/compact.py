@@ -33,13 +33,14 @@ def compact(
     """Returns a smaller model without the masked channels, verified.
 
     Every weight that stays is an exact slice of the original, every layer keeps its
-    name, and the result is plain Keras: no gates, no masks, not compiled. It
+    name, and the result is plain Keras: no masks, no gates but those that choose
+    at run time (see `runtime.deploy`), not compiled. It
     computes what `apply_masks(model, masks)` computes; old and new are run on probe
     inputs, and a model whose outputs differ is never returned.
 
     Args:
-        model: Functional or Sequential model, with or without gates, or the `Graph`
-            of one; not changed.
+        model: Functional, Sequential or subclassed model, with or without gates, or
+            the `Graph` of one; not changed.
         masks: group name to bool array, True = keep; missing groups stay whole.
             None removes what the model itself shows to be dead: channels whose
             readers all get exact zeros (closed gates, zero scale and shift, zero

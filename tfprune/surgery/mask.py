@@ -35,7 +35,7 @@ def apply_masks(
     Masks of single weights become `WeightMask`s, which hold them in the same way.
 
     Args:
-        model: Functional or Sequential model, with or without gates, or the `Graph`
+        model: Functional, Sequential or subclassed model, with or without gates, or
             of one, which masks of single weights need; not changed.
         masks: group name to bool array, True = keep; missing groups stay whole.
         kernels: with masks of single weights, `{group name: array}`: values for kernels
@@ -155,13 +155,14 @@ def read_masks(model: keras.Model) -> Masks:
     weights, the masks in its gates, or else what is exactly zero.
 
     Args:
-        model: Functional or Sequential model, with or without gates, or its `Graph`.
+        model: Functional, Sequential or subclassed model, with or without gates, or
+            its `Graph`.
 
     Returns:
         `Masks` with one mask per group of the graph.
 
     Raises:
-        ValueError: if the model is unbuilt or subclassed.
+        ValueError: if the model is unbuilt or cannot be taken apart.
 
     Example:
 

@@ -37,7 +37,8 @@ def regularize(model: keras.Model, regularizer, layers=None) -> keras.Model:
     `strip`, `compact` and `export` return models without it.
 
     Args:
-        model: Functional or Sequential model, with or without gates; not changed.
+        model: Functional, Sequential or subclassed model, with or without gates; not
+            changed.
         regularizer: a Keras regularizer, see `tfprune.regularizers`.
         layers: path patterns of the layers whose scales or kernels it acts on, such as
             `["stage1/*"]`. By default as described above.

@@ -19,8 +19,8 @@ def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras
     `Normalization`, keep their state.
 
     Args:
-        model: Functional or Sequential model without gates, or its `Graph`; not
-            changed.
+        model: Functional, Sequential or subclassed model without gates, or its
+            `Graph`; not changed.
         width: float in (0, 1]: fraction of the channels of every group that stay,
             rounded, at least one.
         multiple_of: int: numbers of channels are rounded to multiples of this, up if
@@ -56,7 +56,8 @@ def width_for(model: keras.Model, flops_reduction: float) -> float:
     """Returns the largest width with which `scale_width` removes enough FLOPs.
 
     Args:
-        model: Functional or Sequential model without gates, or its `Graph`.
+        model: Functional, Sequential or subclassed model without gates, or its
+            `Graph`.
         flops_reduction: float in [0, 1): fraction to remove.
 
     Raises:

@@ -57,7 +57,7 @@ def prune_wrap(
     `per_network=True` for one decision for each image.
 
     Args:
-        model: Functional or Sequential model without gates; not changed.
+        model: Functional, Sequential or subclassed model without gates; not changed.
         gate: gate class, or callable `gate(layer) -> layer` that gets a built copy of
             each layer.
         layers: path patterns of the layers to wrap, such as `["stage1/*"]`, for
@@ -186,7 +186,8 @@ def strip(model: keras.Model) -> keras.Model:
     that hold masked weights at zero are removed too.
 
     Args:
-        model: Functional or Sequential model, with or without gates; not changed.
+        model: Functional, Sequential or subclassed model, with or without gates; not
+            changed.
 
     Returns:
         A new model of plain Keras layers, uncompiled.
