@@ -37,6 +37,10 @@ class Constant:
         frequency: int (steps) or float (fraction of the run). Time between
             two choices. Defaults to `0.05`.
 
+    Raises:
+        ValueError: for arguments out of range or, when training begins, if the run is
+            too short for them.
+
     Example:
 
     >>> Constant(begin=10, frequency=30).updates(total_steps=100)[:2]
@@ -105,6 +109,10 @@ class Periodic:
         frequency: int (steps) or float (fraction of the run). Time between
             two updates. Defaults to `0.025`: 20 updates.
 
+    Raises:
+        ValueError: for arguments out of range or, when training begins, if the run is
+            too short for them.
+
     Example:
 
     >>> Periodic(begin=0, end=40, frequency=20).updates(total_steps=100)
@@ -140,12 +148,16 @@ class Polynomial:
         frequency: int (steps) or float (fraction of the run). Time between
             two updates. Defaults to `0.025`: 20 updates.
 
+    Raises:
+        ValueError: for arguments out of range or, when training begins, if the run is
+            too short for them.
+
     Example:
 
     >>> Polynomial(begin=0, end=40, frequency=20).updates(total_steps=100)
     (Update(step=20, fraction=0.875), Update(step=40, fraction=1.0))
 
-    Reference:
+    Source:
         [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878), equation 1,
         with initial sparsity 0.
     """

@@ -116,6 +116,9 @@ class Quantile:
     Args:
         fraction: float in [0, 1).
 
+    Raises:
+        ValueError: for arguments out of range.
+
     Source: Liu et al., "Learning efficient convolutional networks through network
     slimming", 2017.
 

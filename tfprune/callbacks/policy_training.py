@@ -48,6 +48,10 @@ class PolicyTraining(keras.callbacks.Callback):
     weights that are kept, `kept_macs` and `kept_params`; with two agents also
     `static_reward`.
 
+    Raises:
+        ValueError: for arguments out of range or, when training begins, if the model
+            has no gates with agents.
+
     Source: Chen et al., "Storage efficient and dynamic flexible runtime channel pruning
     via deep reinforcement learning", 2020, author response; Lin et al., "Runtime neural
     pruning", 2017, for groups.

@@ -15,6 +15,9 @@ class LAMP:
     Returns:
         When called on a graph: `{group name: float32 array of shape (size,)}`.
 
+    Raises:
+        ValueError: when called on a graph of channels.
+
     Source: Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning", 2021,
     equation 2.
 

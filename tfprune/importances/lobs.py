@@ -31,6 +31,10 @@ class LOBS(OfWeights):
     Returns:
         When called on a graph: `{group name: float32 array of shape (size,)}`.
 
+    Raises:
+        ValueError: when called, if it has seen no data; in `update_state`, if the model
+            has no loss.
+
     Source: Dong et al., "Learning to prune deep neural networks via layer-wise optimal
     brain surgeon", 2017, equations 7 to 9.
 

@@ -23,6 +23,9 @@ class Magnitude(FilterImportance):
     Returns:
         When called on a graph: `{group name: float32 array of shape (size,)}`.
 
+    Raises:
+        ValueError: for arguments out of range.
+
     Source: Li et al., "Pruning filters for efficient convnets", 2017 (p=1, per
     layer).
 

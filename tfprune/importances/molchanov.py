@@ -20,6 +20,10 @@ class Molchanov(FirstOrder):
     Returns:
         When called on a graph: `{group name: float32 array of shape (size,)}`.
 
+    Raises:
+        ValueError: when called, if it has seen no data; in `update_state`, if the model
+            has no loss.
+
     Source: Molchanov et al., "Pruning convolutional neural networks for resource
     efficient inference", 2017, sections 2.2 and 2.3.
 

@@ -20,6 +20,10 @@ class Taylor(FirstOrder):
     Returns:
         When called on a graph: `{group name: float32 array of shape (size,)}`.
 
+    Raises:
+        ValueError: when called, if it has seen no data; in `update_state`, if the model
+            has no loss.
+
     Source: You et al., "Gate Decorator", 2019, section 3.1.
 
     Example:

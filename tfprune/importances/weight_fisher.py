@@ -21,6 +21,10 @@ class WeightFisher(OfWeights):
     Returns:
         When called on a graph: `{group name: float32 array of shape (size,)}`.
 
+    Raises:
+        ValueError: when called, if it has seen no data; in `update_state`, if the model
+            has no loss.
+
     Source: Theis et al., "Faster gaze prediction with dense networks and Fisher
     pruning", 2018, equation 4, as the response of Ding et al., 2019, gives it.
 

@@ -44,6 +44,9 @@ class GroupHoyerSquare(keras.regularizers.Regularizer):
     Args:
         strength: float. Defaults to 1e-3, the paper's.
 
+    Raises:
+        ValueError: for arguments out of range.
+
     Source: Yang et al., "DeepHoyer", 2020, section 3.3.
 
     Example:

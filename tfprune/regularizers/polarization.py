@@ -27,6 +27,9 @@ class Polarization(OverScales):
         upper: float: the largest a scale may get. None takes 1, or the largest scale
             of a trained model if that is more. Defaults to None.
 
+    Raises:
+        ValueError: for arguments out of range.
+
     Source: Zhuang et al., "Neuron-level structured pruning using polarization
     regularizer", 2020, equation 2.
 

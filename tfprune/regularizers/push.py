@@ -20,6 +20,9 @@ def push(strength, learning_rate, steps: int, momentum: float = 0.0) -> float:
         steps: int: optimizer steps of the run.
         momentum: float, the optimizer's.
 
+    Raises:
+        ValueError: for arguments out of range.
+
     Source: derived; the paper gives strengths for its own lengths of training.
 
     Example:
@@ -47,6 +50,9 @@ def strength_for_push(
         learning_rate: as for `push`.
         steps: int: optimizer steps of the run.
         momentum: float, the optimizer's.
+
+    Raises:
+        ValueError: for arguments out of range.
 
     Example:
 

@@ -35,6 +35,9 @@ class GridSearch:
             next: one directory for one search. None keeps nothing.
         seed: int: every trial starts from it. Defaults to 0.
 
+    Raises:
+        ValueError: for arguments out of range.
+
     Source: Zhuang et al., "Neuron-level structured pruning using polarization
     regularizer", 2020, author response, algorithm 1, made to end.
 
