@@ -31,7 +31,8 @@ import keras
 import networks
 import numpy as np
 import structure
-from mnist import Results, accuracy, batches, digits
+from mnist import accuracy, batches, digits
+from results import Results
 from timing import FREQUENCY, amortized, interleave, paired_ratio
 
 import tfprune

@@ -11,6 +11,7 @@ An epoch is 50,000 training images, whatever shows them: Ticks, Tocks, scoring,
 fine-tuning. The sizes are those that two cores can do; --full takes the paper's.
 Settings are chosen with --tune, which holds out 5,000 training images and measures on
 them; without it all are trained on, and the test set is evaluated, once per row.
+Finished runs go to the file of --results, and are not run again.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import numpy as np
 import published
 import structure
 import timing
+from results import Results
 
 import tfprune
 from tfprune.callbacks import TickTock
@@ -135,8 +137,25 @@ METHODS = {
 
 def run(method, model, images, plan, options, seed=0, prune=None):
     """Prunes and fine-tunes a network with what is left of the plan's images."""
+    results = Results(options.results)
+    key = {
+        "network": model.name,
+        "method": method,
+        "plan": dataclasses.asdict(plan),
+        "seed": seed,
+        "tune": options.tune,
+    }
+    found = results.find(**key)
+    if found is None:
+        outcome = measured(method, model, images, plan, options.tune, seed, prune)
+        found = key | {"outcome": dataclasses.asdict(outcome)}
+        results.add(found)
+    return Outcome(**found["outcome"])
+
+
+def measured(method, model, images, plan, tune, seed, prune):
     keras.utils.set_random_seed(seed)
-    judge = images.held_out if options.tune else images.test
+    judge = images.held_out if tune else images.test
     start = time.perf_counter()
     small, used = (prune or METHODS[method])(model, images, plan, seed)
     before = cifar.accuracy(cifar.compiled(small, 0.0), images.held_out)
@@ -152,7 +171,7 @@ def run(method, model, images, plan, options, seed=0, prune=None):
         small, images, steps, plan.peak, plan.batch_size, seed, watch, teacher
     )
     macs = tfprune.cost(small).macs / tfprune.cost(model).macs
-    outcome = Outcome(
+    return Outcome(
         f"{method}, distilled" if plan.distilled else method,
         1 - macs,
         before,
@@ -161,8 +180,6 @@ def run(method, model, images, plan, options, seed=0, prune=None):
         time.perf_counter() - start,
         curve,
     )
-    print(outcome, file=sys.stderr, flush=True)
-    return outcome
 
 
 def cost_of(accuracy, outcome):
@@ -394,6 +411,7 @@ def main(arguments=None):
         "--tune", action="store_true", help="measure on held-out images"
     )
     parser.add_argument("--full", action="store_true", help="the paper's sizes")
+    parser.add_argument("--results", default="gate_decorator.jsonl")
     options = parser.parse_args(arguments)
     console = Console()
     if not console.is_terminal:

@@ -41,7 +41,8 @@ import networks
 import numpy as np
 import structure
 import tensorflow as tf
-from mnist import BATCH, Results, accuracy, batches, digits
+from mnist import BATCH, accuracy, batches, digits
+from results import Results
 from timing import interleave, paired_ratio
 
 import tfprune

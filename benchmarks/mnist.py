@@ -1,8 +1,4 @@
-"""MNIST, networks trained on it, and the file that finished runs go to."""
-
-import json
-import sys
-from pathlib import Path
+"""MNIST, and what is measured on it."""
 
 import loading
 import numpy as np
@@ -34,27 +30,3 @@ def accuracy(model, data):
     parts = np.array_split(data[0], 10)
     scores = np.concatenate([np.asarray(model.predict_on_batch(x)) for x in parts])
     return 100 * float(np.mean(scores.argmax(-1) == data[1]))
-
-
-class Results:
-    """Finished runs, a line of JSON each.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path):
-        self._path = Path(path)
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        self.rows = [json.loads(line) for line in lines]
-
-    def find(self, **keys):
-        """Returns the run with these entries, None if there is none."""
-        rows = (r for r in self.rows if all(r[k] == v for k, v in keys.items()))
-        return next(rows, None)
-
-    def add(self, row):
-        self.rows.append(row)
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), file=sys.stderr, flush=True)

@@ -34,7 +34,7 @@ import numpy as np
 import structure
 import tensorflow as tf
 from keras import layers
-from mnist import Results
+from results import Results
 from timing import interleave
 
 import tfprune
@@ -480,7 +480,9 @@ def main(arguments=None):
     console = Console()
     if not console.is_terminal:
         console.width = 150
-    caption = "Processor time, with one thread in `speed` and `guard`, unless wall is said."
+    caption = (
+        "Processor time, with one thread in `speed` and `guard`, unless wall is said."
+    )
     console.print(structure.table(rows, "tfprune, runtime pruning", caption))
 
 
