@@ -152,7 +152,7 @@ def _compile(model, batch_size, seed, inputs, freeze=False):
 
     @tf.function
     def forward(*tensors):
-        return model(keras.tree.pack_sequence_as(inputs, tensors), training=False)
+        return certificate.run(model, keras.tree.pack_sequence_as(inputs, tensors))
 
     compiled = forward.get_concrete_function(*tensors)
     if freeze:

@@ -68,7 +68,7 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
         plain = surgery.strip(model) if surgery.has_gates(model) else model
         inputs = certificate.probe_inputs(plain)
         # Before writing, because Keras exports to ONNX only what has been called.
-        expected = plain(inputs, training=False)
+        expected = certificate.run(plain, inputs)
         _write(plain, aside, format, sparse)
         _verify(plain, aside, format, inputs, expected)
     return Path(path)
@@ -179,7 +179,7 @@ def _named(model, inputs):
 def _run_keras(model, path, inputs):
     # The file was written a moment ago from a model in memory: nothing to distrust.
     reloaded = keras.saving.load_model(path, compile=False, safe_mode=False)
-    return reloaded(inputs, training=False)
+    return certificate.run(reloaded, inputs)
 
 
 def _litert_interpreter(path):

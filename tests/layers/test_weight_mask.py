@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 import tfprune
 from tfprune.layers import TrainableMask, WeightMask
@@ -254,3 +254,102 @@ def test_what_cannot_be_wrapped_is_refused():
         tfprune.prune_wrap(model, WeightMask)
     with pytest.raises(ValueError, match="names no group"):
         tfprune.prune_wrap(made("Dense")[0], WeightMask, layers=["nothing"])
+
+
+class Product(layers.Layer):
+    """A layer of a user's own: one kernel, read as a weight or as a variable."""
+
+    def __init__(self, needs_variable=False, **kwargs):
+        super().__init__(**kwargs)
+        self.needs_variable = needs_variable
+
+    def build(self, shape):
+        self.kernel = self.add_weight((shape[-1], 8), name="kernel")
+
+    def call(self, x):
+        return ops.matmul(x, self.kernel.value if self.needs_variable else self.kernel)
+
+    def get_config(self):
+        return {**super().get_config(), "needs_variable": self.needs_variable}
+
+
+def test_layers_of_ones_own_are_masked():
+    model = keras.Sequential([keras.Input((10,)), Product(name="own"), layers.Dense(3)])
+    graph = tfprune.Graph(model, unit="weight")
+    masks = tfprune.select(graph, "magnitude", tfprune.Budget(sparsity=0.7))
+    masked = tfprune.apply_masks(graph, masks)
+    assert masks["own/kernel"].any() and not masks["own/kernel"].all()
+    assert tfprune.read_masks(masked) == masks
+    expected = np.where(masks["own/kernel"].reshape(10, 8), model.weights[0], 0)
+    np.testing.assert_array_equal(tfprune.strip(masked).weights[0], expected)
+    gated = tfprune.prune_wrap(model, WeightMask)
+    gated.compile("sgd", "mse")
+    callback = tfprune.callbacks.PruneToBudget(
+        "magnitude", tfprune.Budget(sparsity=0.7)
+    )
+    gated.fit(np.ones((8, 10)), np.ones((8, 3)), verbose=0, callbacks=[callback])
+    assert tfprune.read_masks(gated).density() == pytest.approx(0.3, abs=0.01)
+
+
+def test_layers_of_ones_own_that_need_their_variable_are_kept():
+    own = Product(needs_variable=True, name="own")
+    model = keras.Sequential([keras.Input((10,)), own, layers.Dense(3)])
+    with pytest.warns(UserWarning, match="'own' .Product. keeps all its weights"):
+        gated = tfprune.prune_wrap(model, WeightMask)
+    kinds = [type(layer) for layer in gated.layers]
+    assert kinds == [Product, WeightMask]
+
+
+class Logits(layers.Layer):
+    """The scores of words, by the embedding that the model begins with."""
+
+    def __init__(self, embedding, **kwargs):
+        super().__init__(**kwargs)
+        self.embedding = embedding
+
+    def call(self, x):
+        return ops.matmul(x, ops.transpose(self.embedding.embeddings))
+
+    def get_config(self):
+        layer = keras.saving.serialize_keras_object(self.embedding)
+        return {**super().get_config(), "embedding": layer}
+
+    @classmethod
+    def from_config(cls, config):
+        layer = keras.saving.deserialize_keras_object(config.pop("embedding"))
+        return cls(layer, **config)
+
+
+def tied():
+    words = keras.Input((7,), dtype="int32")
+    embedding = layers.Embedding(12, 8, name="words")
+    x = layers.Dense(8)(layers.Dense(16, activation="relu", name="d")(embedding(words)))
+    return keras.Model(words, Logits(embedding, name="logits")(x))
+
+
+def test_a_layer_inside_another_ones_config_stays_that_layer():
+    model = tied()
+    graph = tfprune.Graph(model)
+    assert [group.name for group in graph.groups] == ["d"]
+    assert "logits" in graph.skipped
+    small = tfprune.prune(model, 0.3)
+    regularizer = tfprune.regularizers.NetworkSlimming(1e-4)
+    copies = [
+        small,
+        tfprune.prune_wrap(model),
+        tfprune.prune_wrap(model, WeightMask),
+        tfprune.apply_masks(model, {}),
+        tfprune.regularize(model, regularizer),
+        tfprune.strip(tfprune.prune_wrap(model)),
+    ]
+    for copy in copies:
+        words = copy.get_layer("words")
+        words = getattr(words, "layer", words)
+        assert copy.get_layer("logits").embedding is words
+    assert small.count_params() == tfprune.cost(small).params
+
+
+def test_a_kernel_of_two_layers_is_kept_whole():
+    graph = tfprune.Graph(tied(), unit="weight")
+    assert graph.skipped == {"words/embeddings": "shared by words and logits"}
+    assert [group.name for group in graph.groups] == ["d/kernel", "dense/kernel"]

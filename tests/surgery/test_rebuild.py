@@ -424,8 +424,23 @@ def test_layer_with_lora_is_left_alone():
     model.get_layer("lora").enable_lora(2)
     checker.randomize(model)
     graph, _, small = check_all(model)
-    assert "lora" in graph.skipped
+    assert "LoRA is enabled" in graph.skipped["lora"]
     assert small.get_layer("lora").lora_rank == 2
+
+
+def test_no_mask_and_no_rewrite_for_what_has_lora():
+    inputs = image()
+    x = layers.BatchNormalization()(layers.Conv2D(8, 1, name="lora")(inputs))
+    x = layers.Dense(8, name="dense")(conv(6, "b")(x))
+    model = keras.Model(inputs, head(layers.BatchNormalization()(x)))
+    for name in ("lora", "dense"):
+        model.get_layer(name).enable_lora(2)
+    checker.randomize(model)
+    fast = tfprune.compact(model, {}, optimize=True)
+    assert [fast.get_layer(name).lora_rank for name in ("lora", "dense")] == [2, 2]
+    graph = tfprune.Graph(model, unit="weight")
+    assert {"lora", "dense"} <= graph.skipped.keys()
+    assert "lora/kernel" not in [group.name for group in graph.groups]
 
 
 def test_layer_called_by_keyword():

@@ -17,6 +17,7 @@ from tfprune.graph.nodes import (
     tree,
     without_defaults,
 )
+from tfprune.graph.remaking import own_initializers
 
 
 class NotOpened(Exception):
@@ -31,11 +32,13 @@ class OwnWeight(keras.layers.Layer):
 
     Args:
         variable: the weight.
+        initializer: function without arguments that returns what draws it anew.
     """
 
-    def __init__(self, variable, **kwargs):
+    def __init__(self, variable, initializer: Callable, **kwargs):
         super().__init__(**kwargs)
         self.variable = variable
+        self.initializer = initializer
         *others, size = tuple(variable.shape) or (1,)
         self.table_shape = (int(np.prod(others)), size)
         self.built = True
@@ -84,7 +87,11 @@ def follow(layer, inputs, args, kwargs, training: bool) -> Functional:
     """Calls a layer on symbolic inputs, its own weights being symbolic too."""
     weights = {k: v for k, v in vars(layer).items() if isinstance(v, keras.Variable)}
     names = {each.name for each in layer._flatten_layers()}
-    tensors = {k: _as_tensor(layer, k, v, inputs, names) for k, v in weights.items()}
+    initializers = functools.cache(lambda: own_initializers(layer))
+    tensors = {
+        k: _as_tensor(layer, k, v, inputs, names, lambda k=k: initializers()[k])
+        for k, v in weights.items()
+    }
     kwargs = {**kwargs, **training_argument(layer, training)}
     given = tree.map_structure(lambda x: _cast(layer, x), (args, kwargs))
     own = vars(layer)
@@ -129,11 +136,15 @@ def training_argument(layer, training: bool) -> dict:
     return {"training": training} if takes_it else {}
 
 
-def _as_tensor(layer, attribute: str, variable, inputs, names: set):
+def _as_tensor(layer, attribute: str, variable, inputs, names: set, initializer):
     name = attribute.strip("_")
     name = f"{name}_weight" if name in names else name
     weight = OwnWeight(
-        variable, name=name, dtype=layer.dtype_policy, trainable=variable.trainable
+        variable,
+        initializer,
+        name=name,
+        dtype=layer.dtype_policy,
+        trainable=variable.trainable,
     )
     return weight(inputs[0])
 

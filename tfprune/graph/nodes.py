@@ -7,7 +7,11 @@ import keras
 from keras.src.applications.convnext import LayerScale
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.ops.operation import Operation
-from keras.src.saving.serialization_lib import ObjectSharingScope
+from keras.src.saving.serialization_lib import (
+    ObjectSharingScope,
+    record_object_after_deserialization,
+    record_object_after_serialization,
+)
 from keras.src.tree import tree_api as tree
 
 from tfprune.layers import SwapWrapper
@@ -31,6 +35,7 @@ __all__ = [
     "object_sharing_scope",
     "output_structure",
     "recorded_arguments",
+    "share_copy",
     "tree",
     "unrecorded",
     "without_defaults",
@@ -207,3 +212,17 @@ def input_layer_of(keras_tensor):
 def object_sharing_scope():
     """Returns a context in which objects that share an id are deserialized once."""
     return ObjectSharingScope()
+
+
+def share_copy(operation, copy) -> None:
+    """Lets layers made later, whose config holds `operation`, hold its copy instead.
+
+    In an `object_sharing_scope`, where Keras would make another copy of it. Inside a
+    gate it is the layer there; something else in its place is not shared.
+    """
+    gated = isinstance(copy, SwapWrapper) and not isinstance(operation, SwapWrapper)
+    copy = copy.layer if gated else copy
+    if type(copy) is not type(operation):
+        return
+    record_object_after_serialization(operation, {"module": None})
+    record_object_after_deserialization(copy, id(operation))

@@ -54,6 +54,46 @@ def _from_attributes(layer, settings: dict, error: Exception):
         ) from error
 
 
+def own_initializers(layer) -> dict:
+    """Returns `{attribute: initializer}` of the weights that a layer holds itself.
+
+    Layers do not keep what they give to `add_weight`: a copy is built and listened to.
+    """
+    asked: dict[int, object] = {}
+    try:
+        twin = made_again(layer)
+        _listen(twin, asked)
+        twin.build_from_config(layer.get_build_config())
+    except Exception:
+        # Its own weights say at least how large they are.
+        twin = layer
+    own = {k: v for k, v in vars(layer).items() if isinstance(v, keras.Variable)}
+    drawn = {k: vars(twin).get(k) for k in own}
+    drawn = {k: v if isinstance(v, keras.Variable) else own[k] for k, v in drawn.items()}
+    return {k: asked.get(id(v)) or _like_values(v.numpy()) for k, v in drawn.items()}
+
+
+def _listen(layer, asked: dict) -> None:
+    """Notes `{id(variable): initializer}` of the weights that a layer will add."""
+    add_weight = layer.add_weight
+
+    def listening(shape=None, initializer=None, *args, **kwargs):
+        # Drawing numbers would be waste.
+        variable = add_weight(shape, "zeros", *args, **kwargs)
+        asked[id(variable)] = keras.initializers.get(initializer or "glorot_uniform")
+        return variable
+
+    # Around the trackers, which are for layers and variables.
+    vars(layer)["add_weight"] = listening
+
+
+def _like_values(values: np.ndarray):
+    mean, deviation = float(np.mean(values)), float(np.std(values))
+    if not deviation:
+        return keras.initializers.Constant(mean)
+    return keras.initializers.RandomNormal(mean, deviation)
+
+
 def copy_operation(operation: Operation, settings: dict) -> Operation:
     """Returns a copy of a weightless operation that belongs to no graph yet.
 

@@ -6,12 +6,13 @@ from keras import layers
 from tfprune.graph.flows import is_elementwise
 from tfprune.graph.registry import register_rule
 from tfprune.graph.trace import Call, Tensor
+from tfprune.layers.kernels import altered_kernel
 
 
 @register_rule(layers.EinsumDense)
 def einsum_dense(call: Call, x: Tensor):
     layer, (out,) = call.layer, call.outputs
-    if layer.lora_enabled or layer.quantization_mode is not None:
+    if altered_kernel(layer):
         return None
     terms = spell_out(layer.equation, len(x.shape), len(out.shape))
     result = product_with_kernel(call, x, layer.kernel, terms)
@@ -125,11 +126,10 @@ def _keep_places(call: Call, *tensors: Tensor) -> None:
 
 
 def _is_plain_attention(layer, kwargs: dict) -> bool:
-    sublayers = (layer._query_dense, layer._key_dense, layer._value_dense)
     return not (
         kwargs.get("return_attention_scores")
         or layer._use_gate
-        or any(d.lora_enabled or d.quantization_mode is not None for d in sublayers)
+        or altered_kernel(layer)
     )
 
 

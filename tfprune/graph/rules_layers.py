@@ -8,6 +8,7 @@ from tfprune.graph.nodes import LayerScale
 from tfprune.graph.registry import register_rule
 from tfprune.graph.sums import DEPTHWISE, SEPARABLE, TRANSPOSED, constant_sums
 from tfprune.graph.trace import Binding, Call, Tensor
+from tfprune.layers.kernels import altered_kernel
 
 
 def channel_axis(layer, rank: int) -> int:
@@ -21,13 +22,6 @@ def positions(x: Tensor, axis: int) -> list:
     axis %= len(x.shape)
     pairs = list(zip(x.shape, x.labels, strict=True))
     return [pair for a, pair in enumerate(pairs) if a not in (0, axis)]
-
-
-def _is_quantized(layer) -> bool:
-    return bool(
-        getattr(layer, "lora_enabled", False)
-        or getattr(layer, "quantization_mode", None)
-    )
 
 
 def _contract(call: Call, x: Tensor, kernel, in_axis, out_axis, axis, places):
@@ -65,7 +59,7 @@ def _made(layer, known):
 @register_rule(layers.Dense, sizes={"units": ("kernel", -1)})
 def dense(call: Call, x: Tensor):
     layer, out = call.layer, call.outputs[0]
-    if _is_quantized(layer):
+    if altered_kernel(layer):
         return None
     made = _contract(call, x, layer.kernel, 0, 1, -1, positions(x, -1))
     return Tensor(out.shape, x.labels).with_labels({-1: made})
@@ -76,7 +70,7 @@ def dense(call: Call, x: Tensor):
 )
 def conv(call: Call, x: Tensor):
     layer, out = call.layer, call.outputs[0]
-    if _is_quantized(layer):
+    if altered_kernel(layer):
         return None
     axis = channel_axis(layer, len(x.shape))
     call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
@@ -150,7 +144,7 @@ def separable_conv(call: Call, x: Tensor):
 
 @register_rule(layers.Embedding, sizes={"output_dim": ("embeddings", 1)})
 def embedding(call: Call, x: Tensor):
-    if _is_quantized(call.layer):
+    if altered_kernel(call.layer):
         return None
     made = call.make(call.layer.embeddings, 1)
     return call.outputs[0].with_labels({-1: made})

@@ -17,6 +17,7 @@ from tfprune.graph.nodes import Functional, as_functional, fill_in, nodes_in_ord
 from tfprune.graph.opening import Opened
 from tfprune.graph.shapes import assumed_shapes, closed_shapes, shapes_for
 from tfprune.layers import SwapWrapper
+from tfprune.layers.kernels import altered_kernel
 
 
 class Tensor:
@@ -233,7 +234,12 @@ class Trace:
         functional = as_functional(model)
         sizes, shapes = assumed_shapes(functional)
         self.inputs = [self._input(*each) for each in zip(functional.inputs, sizes)]
+        self._kept: dict[int, str] = {}
         self.outputs = self._walk(functional, self.inputs, "", shapes)
+        for binding in self.bindings.values():
+            # Layers that share a variable may be called in any order.
+            if id(binding.variable) in self._kept:
+                self.lock(binding.labels, self._kept[id(binding.variable)])
         for output in self.outputs:
             for axis in output.labeled_axes:
                 self.lock(output.labels[axis], "an output of the model")
@@ -340,7 +346,8 @@ class Trace:
             # One layer that is used in an unforeseen way must not abort a model.
             return None, f"the rule for {kind} failed ({error!r})"
         self._lock_first_axes(call, outputs)
-        return outputs, f"no rule for {kind}{opened.reason}"
+        why = altered_kernel(call.layer) if outputs is None else None
+        return outputs, why or f"no rule for {kind}{opened.reason}"
 
     def _lock_first_axes(self, call: Call, outputs) -> None:
         """Keeps the channels of a weight without a batch axis, unless it is spread.
@@ -371,8 +378,11 @@ class Trace:
         labels = [x.labels[axis] for x in call.inputs for axis in x.labeled_axes]
         own, bound = f"{call.path}/", self.bindings.values()
         labels += [b.labels for b in bound if f"{b.path}/".startswith(own)]
+        reason = f"read by {call.path!r}: {why}"
         for each in labels:
-            self.lock(each, f"read by {call.path!r}: {why}")
+            self.lock(each, reason)
+        for variable in getattr(call.layer, "variables", ()):
+            self._kept.setdefault(id(variable), reason)
         if labels or getattr(call.layer, "weights", None):
             reason = f"{why}: the channels it reads and makes are kept"
             self.skipped.setdefault(call.path, reason)

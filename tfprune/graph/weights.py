@@ -11,7 +11,7 @@ from tfprune.graph.group import Group
 from tfprune.graph.nodes import Functional
 from tfprune.graph.subclassed import as_recorded
 from tfprune.layers import KernelGate, SwapWrapper
-from tfprune.layers.kernels import kernel_name, kernels_of, owner_of
+from tfprune.layers.kernels import altered_kernel, kernel_name, kernels_of, owner_of
 
 _DENSE_LIKE = (
     keras.layers.Dense,
@@ -109,6 +109,7 @@ class WeightGraph(Graph):
 
     def _find_kernels(self) -> tuple[list, list]:
         names, kernels, seen = [], [], set()
+        holders = self._holders()
         for path, layer in _layers_of(self.model, ""):
             gate = layer if isinstance(layer, KernelGate) else None
             inner = layer.layer if isinstance(layer, SwapWrapper) else layer
@@ -121,12 +122,25 @@ class WeightGraph(Graph):
                 if id(variable) in seen:
                     continue
                 seen.add(id(variable))
+                if len(holders[id(variable)]) > 1:
+                    # A mask would act in one of them alone.
+                    why = f"shared by {' and '.join(holders[id(variable)])}"
+                    self.skipped[f"{path}/{kernel_name(inner, dotted)}"] = why
+                    continue
                 index = gated.index(id(variable)) if id(variable) in gated else None
                 owner = owner_of(inner, dotted)
                 names.append(f"{path}/{kernel_name(inner, dotted)}")
                 own = None if index is None else gate
                 kernels.append(Kernel(path, inner, dotted, variable, owner, own, index))
         return names, kernels
+
+    def _holders(self) -> dict[int, list]:
+        """Returns `{id(variable): paths of the layers that hold it}`."""
+        holders: dict[int, list] = {}
+        for path, layer in _layers_of(self.model, ""):
+            for variable in layer.variables:
+                holders.setdefault(id(variable), []).append(path)
+        return holders
 
     # Shapes --------------------------------------------------------------------
 
@@ -208,6 +222,8 @@ def why_not(layer) -> str | None:
         for each in layer._flatten_layers()
     ):
         return "SpectralNormalization writes to its kernel in every training step"
+    if altered_kernel(layer) is not None:
+        return altered_kernel(layer)
     if layer.weights and not kernels_of(layer):
         names = ", ".join(dict.fromkeys(v.name for v in layer.weights))
         return f"it has no kernels ({names})"

@@ -46,6 +46,18 @@ def is_kernel(variable) -> bool:
     return variable.name.endswith(_ENDINGS) and is_float
 
 
+def altered_kernel(layer) -> str | None:
+    """Returns what a layer computes with instead of its kernel; None if with that."""
+    for each in (
+        layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else ()
+    ):
+        if getattr(each, "lora_enabled", False):
+            return "LoRA is enabled, and what it learnt is no part of the kernel"
+        if getattr(each, "quantization_mode", None) is not None:
+            return f"its kernel is quantized ({each.quantization_mode})"
+    return None
+
+
 def kernel_name(layer, dotted: str) -> str:
     """Returns what a kernel is called within its layer, such as `"query/kernel"`.
 

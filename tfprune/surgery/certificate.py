@@ -131,13 +131,16 @@ def _relative_error(expected, received) -> float:
 def run(model, inputs, values: dict | None = None):
     """Runs a model in inference, on other values of its variables if given.
 
+    What it draws, or goes on from, is the same every time.
+
     Args:
-        model: the model; it is not changed.
+        model: the model; it is not changed, nor are its seeds and states.
         inputs: structure as of `probe_inputs`.
         values: `{id(variable): array}` in the place of the model's own values.
     """
     if values is None:
-        return model(inputs, training=False)
+        with keras.StatelessScope():
+            return model(inputs, training=False)
     trainable, fixed = (
         [keras.ops.convert_to_tensor(values.get(id(v), v)) for v in variables]
         for variables in (model.trainable_variables, model.non_trainable_variables)

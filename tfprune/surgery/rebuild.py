@@ -18,6 +18,7 @@ from tfprune.graph.nodes import (
     nodes_in_order,
     object_sharing_scope,
     output_structure,
+    share_copy,
     tree,
 )
 from tfprune.graph.remaking import copy_operation, made_again
@@ -105,6 +106,7 @@ class Rebuilder:
             return self._opened(operation, parts, f"{path}/")
         if id(operation) not in self._new:
             self._new[id(operation)] = new = self._make(operation, path)
+            share_copy(operation, new)
             self.pairs.append((operation, new))
         return self._new[id(operation)]
 
@@ -241,7 +243,8 @@ def copy_operation_like(
 
     def arguments(config):
         lean = _lean_arguments(operation, config, plain, value_of)
-        return {**lean, **(_fresh_initializers(operation) if draw else {}), **settings}
+        drawn = _fresh_initializers(operation, config) if draw else {}
+        return {**lean, **drawn, **settings}
 
     is_keras = type(operation).__module__.startswith("keras.")
     return made_again(operation, arguments if is_keras else lambda config: settings)
@@ -296,9 +299,12 @@ def initializers_of(layer) -> dict:
     return {k: v for k, v in vars(layer).items() if k.endswith("_initializer")}
 
 
-def _fresh_initializers(layer) -> dict:
-    """Returns copies of a layer's initializers, which draw other numbers."""
-    own = initializers_of(layer)
+def _fresh_initializers(layer, config: dict) -> dict:
+    """Returns copies of a layer's initializers, which draw other numbers.
+
+    Layers that keep theirs elsewhere are drawn by what their config says.
+    """
+    own = {k: v for k, v in initializers_of(layer).items() if k in config}
     is_one = keras.initializers.Initializer
     return {k: v.clone() if isinstance(v, is_one) else v for k, v in own.items()}
 
@@ -351,7 +357,9 @@ def copy_state(old, new, value_of: Callable = keras.Variable.numpy):
     if isinstance(new, keras.layers.Normalization):
         # It computes with constants, made of its variables some time before.
         new.mean, new.variance = old.mean, old.variance
-    if isinstance(old, keras.layers.Layer):
+    if isinstance(old, OwnWeight):
+        new.embeddings_initializer = old.initializer()
+    elif isinstance(old, keras.layers.Layer):
         copy_initializers(old, new)
 
 

@@ -10,6 +10,7 @@ from tfprune.graph import Graph
 from tfprune.graph.rules_layers import channel_axis
 from tfprune.layers import GATED_TYPES
 from tfprune.layers.channel_gate import scaled_outputs
+from tfprune.layers.kernels import altered_kernel
 from tfprune.layers.swapping import attribute_of
 from tfprune.surgery.rebuild import (
     Rebuilder,
@@ -136,6 +137,8 @@ def _arguments(layer, *names: str) -> dict:
 
 def _faster_value(layer, value: np.ndarray) -> np.ndarray:
     """Returns the value of an old variable in the shape that a faster layer holds."""
+    if altered_kernel(layer) is not None:
+        return value
     is_new = isinstance(layer, (*_DEPTHWISE.values(), layers.Dense))
     return value.reshape(layer.kernel.shape) if is_new and value.ndim > 1 else value
 
@@ -146,6 +149,7 @@ def _is_dense(layer) -> bool:
         type(layer) is layers.Conv2D
         and max(*layer.kernel_size, layer.groups) == 1
         and layer.data_format == "channels_last"
+        and altered_kernel(layer) is None
     )
 
 
@@ -161,6 +165,7 @@ def _is_depthwise(layer) -> bool:
     return (
         type(layer) in _DEPTHWISE
         and layer.groups > 1
+        and altered_kernel(layer) is None
         and layer.kernel.shape[-2] == 1
         and layer.padding != "causal"
         # TensorFlow's depthwise kernels know one stride, and no dilation beside it.
@@ -191,6 +196,7 @@ def foldable_normalizations(graph: Graph) -> dict:
             and before.layer.activation in (None, keras.activations.linear)
             and uses[id(call.inputs[0])] == 1
             and calls[id(call.operation)] == calls[id(before.operation)] == 1
+            and altered_kernel(before.layer) is None
             and _normalizes_channels_of(before.layer, call)
         ):
             found[id(before.operation)] = call.layer

@@ -79,7 +79,7 @@ def _runs(gated: KernelGate, layer, path: str) -> bool:
         return True
     args, kwargs = recorded_arguments(layer._inbound_nodes[0])
     try:
-        keras.backend.compute_output_spec(gated.call, *args, **kwargs)
+        keras.Operation.compute_output_spec(gated, *args, **kwargs)
     except Exception as error:
         warnings.warn(
             f"Layer {path!r} ({type(layer).__name__}) keeps all its weights: it does "
