@@ -134,3 +134,66 @@ def test_several_arguments_are_fine_once_they_are_known():
     graph = tfprune.Graph(_random(model))
     assert [group.name for group in graph.groups] == ["stem", "block/one"]
     assert len(graph.model.inputs) == 2
+
+
+class Tempered(keras.Model):
+    """A functional model whose `call` does more than its graph."""
+
+    def __init__(self, inputs, outputs, temperature=2.0, **kwargs):
+        super().__init__(inputs, outputs, **kwargs)
+        self.temperature = temperature
+
+    def call(self, x, training=None, mask=None):
+        return super().call(x, training=training) / self.temperature
+
+
+class Scaled(keras.Sequential):
+    """A sequential model that prepares its input in `call`."""
+
+    def call(self, x, training=None, mask=None):
+        return super().call(x * 3.0, training=training)
+
+
+def tempered():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, activation="relu", name="a")(inputs)
+    return Tempered(inputs, layers.Conv2D(6, 3, name="b")(x), name="tempered")
+
+
+def scaled(shape=(8, 8, 3)):
+    first = layers.Conv2D(8, 1, activation="sigmoid", name="a")
+    parts = [keras.Input(shape), first, layers.Conv2D(6, 3, name="b")]
+    return Scaled(parts, name="scaled")
+
+
+def nested():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Flatten()(scaled((4, 4, 6))(tempered()(inputs)))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "groups"),
+    [
+        (tempered, ["a"]),
+        (scaled, ["a"]),
+        (nested, ["tempered/a", "tempered/b", "scaled/a", "scaled/b"]),
+    ],
+)
+def test_model_with_a_graph_and_a_call_of_its_own(make, groups):
+    model = _random(make())
+    expected = model(data())
+    graph = tfprune.Graph(model)
+    assert [group.name for group in graph.groups] == groups
+    copies = [
+        tfprune.prune_wrap(model),
+        tfprune.prune_wrap(model, tfprune.layers.WeightMask),
+        tfprune.strip(model),
+        tfprune.apply_masks(model, {}),
+        tfprune.compact(model, {}),
+        tfprune.compact(model, {}, optimize=True),
+    ]
+    for copy in copies:
+        np.testing.assert_allclose(copy(data()), expected, rtol=1e-4, atol=1e-5)
+    small = tfprune.prune(model, 0.3)
+    assert tfprune.cost(small).macs <= 0.7 * tfprune.cost(model).macs

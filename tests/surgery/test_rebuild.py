@@ -469,3 +469,31 @@ def test_new_model_shares_no_variable_with_the_old(make_residual):
     for twin in [*twins, tfprune.strip(wrapped)]:
         assert not own & {id(v) for v in twin.variables}
         assert all(twin.get_layer(x.name) is not x for x in model.layers)
+
+
+class Excitation(layers.Layer):
+    """A layer whose parts have no names of their own, as most are written."""
+
+    def build(self, shape):
+        self.down = layers.Dense(shape[-1] // 2, activation="relu")
+        self.up = layers.Dense(shape[-1], activation="sigmoid")
+        self.down.build((None, shape[-1]))
+        self.up.build((None, shape[-1] // 2))
+
+    def call(self, x):
+        return x * self.up(self.down(ops.mean(x, (1, 2), keepdims=True)))
+
+
+def test_names_inside_layers_are_kept():
+    inputs = image()
+    x = Excitation(name="se")(conv(8, "a")(inputs))
+    model = checker.randomize(keras.Model(inputs, head(conv(6, "b")(x))))
+    graph = tfprune.Graph(model)
+    masks = tfprune.select(graph, "magnitude", scope={"*": 0.5})
+    names = [group.name for group in graph.groups]
+    assert any(name.startswith("se/dense") for name in names)
+    stripped = tfprune.strip(tfprune.prune_wrap(model))
+    assert [group.name for group in tfprune.Graph(stripped).groups] == names
+    small = tfprune.compact(stripped, masks)
+    assert tfprune.cost(small) == tfprune.cost(tfprune.compact(model, masks))
+    tfprune.compact(model, masks, fold=True)

@@ -30,8 +30,10 @@ __all__ = [
     "input_masks",
     "input_structure",
     "inside_call",
+    "is_recorded",
     "known_call",
     "nodes_in_order",
+    "not_recorded",
     "object_sharing_scope",
     "output_structure",
     "recorded_arguments",
@@ -67,14 +69,29 @@ def as_functional(model, reason: str = "it records no graph of layers") -> Funct
             )
         return model._functional
     if not isinstance(model, Functional):
-        raise ValueError(
-            "`model` must be a Functional or Sequential model, or a subclassed model "
-            f"that can be taken apart, and this one cannot: {reason}. Received: "
-            f"{model.name!r} of class {type(model).__name__}. Wrap its call: "
-            "`inputs = keras.Input(shape); "
-            "model = keras.Model(inputs, subclassed.call(inputs))`."
-        )
+        raise not_recorded(model, reason)
     return model
+
+
+def not_recorded(model, reason: str) -> ValueError:
+    """Returns the error for a subclassed model whose graph is not known."""
+    return ValueError(
+        "`model` must be a Functional or Sequential model, or a subclassed model "
+        f"that can be taken apart, and this one cannot: {reason}. Received: "
+        f"{model.name!r} of class {type(model).__name__}. Wrap its call: "
+        "`inputs = keras.Input(shape); "
+        "model = keras.Model(inputs, subclassed.call(inputs))`."
+    )
+
+
+def is_recorded(operation) -> bool:
+    """Returns whether something is a model that does what its graph says, no more.
+
+    A class of a user's own may have another `call`.
+    """
+    if isinstance(operation, keras.Sequential):
+        return type(operation).call is keras.Sequential.call
+    return isinstance(operation, Functional) and type(operation).call is Functional.call
 
 
 def nodes_in_order(functional: Functional) -> list:
@@ -106,6 +123,8 @@ def known_call(model):
     """
     if model._inbound_nodes:
         return recorded_arguments(model._inbound_nodes[0])
+    if isinstance(model, (Functional, keras.Sequential)):
+        return (input_structure(as_functional(model)),), {}
     arguments = inspect.signature(model.call).parameters.keys() - {"training", "mask"}
     shapes = list((model._build_shapes_dict or {}).values())
     if len(arguments) != 1 or len(shapes) != 1:
@@ -191,10 +210,11 @@ def class_for_copies(model) -> type:
     """Returns the class to rebuild a functional model as: its own where that works.
 
     A subclass with a `train_step` of its own stays itself, as in `clone_model`, if
-    its constructor takes inputs and outputs.
+    its constructor takes inputs and outputs, and its `call` does no more.
     """
     own = type(model)
-    return own if functional_like_constructor(own) else keras.Model
+    stays = is_recorded(model) and functional_like_constructor(own)
+    return own if stays else keras.Model
 
 
 def flatten_layers(layer) -> list:

@@ -10,7 +10,9 @@ from tfprune.graph.nodes import (
     as_functional,
     flatten_layers,
     input_structure,
+    is_recorded,
     known_call,
+    not_recorded,
     tree,
 )
 from tfprune.graph.opening import open_layer
@@ -24,21 +26,18 @@ def as_recorded(model):
         ValueError: if `model` is no Keras model, is not built, or is a subclassed
             model that cannot be taken apart.
     """
-    is_subclassed = isinstance(model, keras.Model) and not isinstance(
-        model, (Functional, keras.Sequential)
-    )
-    if not is_subclassed:
+    if not isinstance(model, keras.Model) or is_recorded(model):
         as_functional(model)
         return model
     call = known_call(model)
     if call is None:
         reason = "what its `call` is given, one tensor or several, is not known"
-        return as_functional(model, reason)
+        raise not_recorded(model, reason)
     try:
         graph = open_layer(model, *call)
         return graph if model._inbound_nodes else _with_indices(model, graph, call)
     except NotOpened as error:
-        return as_functional(model, str(error))
+        raise not_recorded(model, str(error)) from error
 
 
 def _with_indices(model, graph: Functional, call) -> Functional:

@@ -9,11 +9,17 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import keras
 import numpy as np
 
 from tfprune.graph.atoms import Atoms
-from tfprune.graph.nodes import Functional, as_functional, fill_in, nodes_in_order, tree
+from tfprune.graph.nodes import (
+    Functional,
+    as_functional,
+    fill_in,
+    is_recorded,
+    nodes_in_order,
+    tree,
+)
 from tfprune.graph.opening import Opened
 from tfprune.graph.shapes import assumed_shapes, closed_shapes, shapes_for
 from tfprune.layers import SwapWrapper
@@ -312,7 +318,7 @@ class Trace:
         call = Call(self, operation, path, node)
         call.inputs = [t for t in tree.flatten((args, kwargs)) if isinstance(t, Tensor)]
         call.outputs = results
-        if isinstance(operation, (Functional, keras.Sequential)):
+        if is_recorded(operation):
             return self._call_nested(as_functional(operation), call.inputs, path)
         if id(operation) not in self.opened:
             self.opened[id(operation)] = self._open_call(node)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tfprune.graph.graph import Graph, unique_names
 from tfprune.graph.group import Group
-from tfprune.graph.nodes import Functional
+from tfprune.graph.nodes import is_recorded
 from tfprune.graph.subclassed import as_recorded
 from tfprune.layers import KernelGate, SwapWrapper
 from tfprune.layers.kernels import altered_kernel, kernel_name, kernels_of, owner_of
@@ -238,7 +238,7 @@ def _layers_of(model, prefix: str, seen: set | None = None):
         if id(layer) in seen:
             continue
         seen.add(id(layer))
-        if isinstance(layer, (Functional, keras.Sequential)):
+        if is_recorded(layer):
             yield from _layers_of(layer, f"{path}/", seen)
         else:
             yield path, layer

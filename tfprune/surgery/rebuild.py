@@ -15,6 +15,7 @@ from tfprune.graph.nodes import (
     flatten_layers,
     input_layer_of,
     input_structure,
+    is_recorded,
     nodes_in_order,
     object_sharing_scope,
     output_structure,
@@ -82,7 +83,7 @@ class Rebuilder:
         with object_sharing_scope():
             new = self._model(model, prefix)
         if not prefix:
-            self._copy_trainable(model, new)
+            self._copy_trainable_and_names(model, new)
         return new
 
     def _model(self, model, prefix: str):
@@ -99,7 +100,7 @@ class Rebuilder:
 
     def _operation(self, operation, prefix: str):
         path = f"{prefix}{operation.name}"
-        if isinstance(operation, Functional) or _is_sequential(operation):
+        if is_recorded(operation):
             return self._model(operation, f"{path}/")
         parts = self._parts(operation)
         if parts is not None:
@@ -158,8 +159,11 @@ class Rebuilder:
             inputs.append(keras.layers.InputLayer.from_config(config))
         return inputs
 
-    def _copy_trainable(self, model, new) -> None:
-        """Copies the flags from the outside in, as setting one sets all inside it."""
+    def _copy_trainable_and_names(self, model, new) -> None:
+        """Copies the flags from the outside in, as setting one sets all inside it.
+
+        And the names of layers inside others, which Keras may have numbered on.
+        """
         new.trainable = model.trainable
         for old, twin in self._models_of(model):
             twin.trainable = old.trainable
@@ -169,6 +173,8 @@ class Rebuilder:
                 old_parts, new_parts = flatten_layers(old), flatten_layers(twin)
                 for part, twin_part in zip(old_parts, new_parts, strict=False):
                     twin_part.trainable = part.trainable
+                    if type(twin_part) is type(part):
+                        twin_part.name = part.name
 
     def _models_of(self, model):
         for layer in model.layers:
