@@ -67,6 +67,64 @@ def _squeeze_to_one_and_excite():
     return head(inputs, layers.Multiply()([x, layers.Reshape((1, 1, 12))(y)]))
 
 
+@TABLE.row("conv", "expand", "last")
+def _squeeze_by_ops_and_excite_on_new_axes():
+    inputs = image()
+    x = conv(inputs, 12)
+    y = layers.Dense(12, "sigmoid", name="expand")(ops.mean(x, axis=(1, 2)))
+    z = layers.Dense(12, "tanh", name="last")(y[..., :10])
+    return head(inputs, x * y[:, None, None, :] + z[:, None, None])
+
+
+@TABLE.row("conv", keeps=["picked"])
+def _channel_of_a_map_on_a_new_axis():
+    inputs = image()
+    x = conv(inputs, 12)
+    return head(inputs, x * conv(inputs, 8, "picked")[..., 3, None])
+
+
+for _mode in ("reflect", "symmetric"):
+
+    def _padded(mode=_mode):
+        inputs = image()
+        x = ops.pad(conv(inputs, 12), ((0, 0), (1, 1), (2, 1), (0, 0)), mode)
+        return head(inputs, conv(x, 6, "conv2"))
+
+    TABLE.add(f"pad_{_mode}", _padded, "conv", "conv2")
+
+
+@TABLE.row("conv2", keeps=["conv"])
+def _pad_reflect_channels():
+    inputs = image()
+    x = ops.pad(conv(inputs, 12), ((0, 0), (0, 0), (0, 0), (1, 1)), "reflect")
+    return head(inputs, conv(x, 6, "conv2"))
+
+
+for _name in ("norm", "logsumexp", "median"):
+
+    def _reduced(function=getattr(ops, _name)):
+        inputs = image()
+        x = function(conv(inputs, 12), axis=(1, 2))
+        return head(inputs, layers.Dense(8, "relu", name="dense")(x)[:, None, None])
+
+    TABLE.add(f"{_name}_of_places", _reduced, "conv", "dense")
+
+
+@TABLE.row("conv")
+def _rows_apart():
+    inputs = image()
+    first, second, *_ = ops.unstack(conv(inputs, 12), axis=1)
+    return head(inputs, ops.stack([first - second, second], axis=1))
+
+
+@TABLE.row("conv2", keeps=["conv"])
+def _channels_apart():
+    inputs = image()
+    first, second = ops.unstack(conv(inputs, 2), axis=-1)
+    x = ops.stack([first - second, second], axis=-1)
+    return head(inputs, conv(x, 6, "conv2"))
+
+
 @TABLE.row("conv", keeps=["map"])
 def _broadcast_single_channel():
     inputs = image()

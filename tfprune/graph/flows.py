@@ -118,6 +118,11 @@ def only_zeros(known, *masks):
     return None if known is None else np.where(known == 0, known, np.nan)
 
 
+def nothing_known(known, *masks):
+    """Constants of an operation after which no channel is known."""
+    return None
+
+
 def keeps_zero(function, *operands) -> bool:
     """Returns whether `function` is 0 where all its tensors are 0."""
     if isinstance(function, keras.layers.Layer) and not function.built:

@@ -1,7 +1,7 @@
 """Rules of `keras.ops` and operators in functional models."""
 
 import numpy as np
-from keras.src.ops import core, nn
+from keras.src.ops import core, linalg, math, nn
 from keras.src.ops import numpy as knp
 
 from tfprune.graph.flows import (
@@ -9,6 +9,7 @@ from tfprune.graph.flows import (
     concatenate,
     elementwise,
     move,
+    nothing_known,
     only_zeros,
     passed_on,
 )
@@ -83,16 +84,19 @@ def reshape(call: Call, x: Tensor):
 
 @register_rule(knp.GetItem)
 def get_item(call: Call, x: Tensor, key):
-    keys = _per_axis(key, len(x.shape))
+    keys = _spelled_out(key, len(x.shape))
     if keys is None:
         return None
+    # A key of None is a new axis, in front of the next old one.
+    picks = [k for k in keys if k is not None]
     for axis in x.labeled_axes:
-        if not isinstance(keys[axis], slice) or keys[axis].step not in (None, 1):
+        if not isinstance(picks[axis], slice) or picks[axis].step not in (None, 1):
             call.lock(x.labels[axis], f"picked one by one in {call.path!r}")
     (out,) = move(call, x, lambda value: call.operation.call(value, key))
 
     def arguments(kept, args, kwargs):
-        new = [_narrowed(k, ls, kept) for k, ls in zip(keys, x.labels, strict=True)]
+        labels = iter(x.labels)
+        new = [k if k is None else _narrowed(k, next(labels), kept) for k in keys]
         return (args[0], tuple(new)), {}
 
     call.arguments = arguments
@@ -110,15 +114,15 @@ def take(call: Call, x: Tensor, indices):
     return Tensor(call.outputs[0].shape).with_labels(others)
 
 
-def _per_axis(key, rank: int) -> list | None:
-    """Returns one slice or int per axis; None for keys of other kinds."""
+def _spelled_out(key, rank: int) -> list | None:
+    """Returns one slice or int per axis, and None for new ones; None for other keys."""
     keys = list(key) if isinstance(key, (tuple, list)) else [key]
-    if not all(isinstance(k, (slice, int)) or k is Ellipsis for k in keys):
+    if not all(isinstance(k, (slice, int)) or k is None or k is ... for k in keys):
         return None
-    if Ellipsis in keys:
-        at = keys.index(Ellipsis)
-        keys[at : at + 1] = [slice(None)] * (rank - len(keys) + 1)
-    return keys + [slice(None)] * (rank - len(keys))
+    at = keys.index(...) if ... in keys else len(keys)
+    named = sum(isinstance(k, (slice, int)) for k in keys)
+    keys[at : at + 1] = [slice(None)] * (rank - named)
+    return keys
 
 
 def _narrowed(key, labels, kept):
@@ -150,9 +154,13 @@ def split(call: Call, x: Tensor):
 @register_rule(knp.Pad)
 def pad(call: Call, x: Tensor, constant_values=None):
     operation = call.operation
-    if operation.mode != "constant" or len(operation.pad_width) != len(x.shape):
+    if len(operation.pad_width) != len(x.shape):
         return None
     widths = [tuple(int(w) for w in pair) for pair in operation.pad_width]
+    if operation.mode != "constant":
+        # Every channel is padded with what is in it.
+        is_own = len(x.labeled_axes) == 1 and not any(widths[x.labeled_axes[0]])
+        return channelwise(call, x, x.labeled_axes[0]) if is_own else None
     (out,) = move(
         call,
         x,
@@ -181,10 +189,21 @@ def _kept_pad(kept, widths, labels) -> tuple:
     return int(stays[:before].sum()), int(stays[len(stays) - after :].sum())
 
 
-_AVERAGES = tuple(_types(knp, "Mean Max Min Amax Amin"))
+@register_rule(*_types(core, "Unstack"))
+def unstack(call: Call, x: Tensor):
+    return move(call, x)
 
 
-@register_rule(*_AVERAGES, *_types(knp, "Sum Prod Std Var"))
+_AVERAGES = tuple(_types(knp, "Mean Max Min Amax Amin Median"))
+_LOGARITHMS = tuple(_types(math, "Logsumexp"))
+
+
+@register_rule(
+    *_AVERAGES,
+    *_types(knp, "Sum Prod Std Var"),
+    *_types(linalg, "Norm"),
+    *_LOGARITHMS,
+)
 def reduction(call: Call, x: Tensor):
     axes, rank = call.operation.axis, len(x.shape)
     axes = range(rank) if axes is None else np.atleast_1d(axes) % rank
@@ -198,6 +217,8 @@ def reduction(call: Call, x: Tensor):
     axis = labeled[0]
     to = axis if call.operation.keepdims else keeps.index(axis)
     constants = passed_on if isinstance(call.operation, _AVERAGES) else only_zeros
+    if isinstance(call.operation, _LOGARITHMS):
+        constants = nothing_known
     return channelwise(call, x, axis, to, constants)
 
 
