@@ -180,6 +180,77 @@ def test_nan_weights(model, value, name):
     assert fingerprint(model) == before
 
 
+ARGUMENTS = {
+    "a model for the graph": (
+        lambda m, g: tfprune.select(m, budget=Budget(flops_reduction=0.3)),
+        "`graph` must be the `Graph`",
+    ),
+    "a number for the budget": (
+        lambda m, g: tfprune.select(g, "magnitude", 0.3),
+        "`budget` must be a `Budget`",
+    ),
+    "a threshold and a scope": (
+        lambda m, g: tfprune.select(g, threshold=0.5, scope={"stem*": 0.5}),
+        "`scope` is for budgets",
+    ),
+    "no scope": (lambda m, g: tfprune.select(g, scope={}), "`scope` must name groups"),
+    "no scores": (
+        lambda m, g: tfprune.select(g, lambda graph: None, scope={"*": 0.5}),
+        "must return {group name: scores}",
+    ),
+    "scores of words": (
+        lambda m, g: tfprune.select(
+            g, lambda g: {x.name: ["a"] * x.size for x in g.groups}, scope={"*": 0.5}
+        ),
+        "group 'stem_conv' are not numbers",
+    ),
+    "a layer for its name": (
+        lambda m, g: tfprune.prune_wrap(m, layers=m.layers[1]),
+        "`layers` must be a path pattern",
+    ),
+    "no layers": (
+        lambda m, g: tfprune.prune_wrap(m, layers=[]),
+        "`layers` must be a path pattern",
+    ),
+    "a layer for the gate": (
+        lambda m, g: tfprune.prune_wrap(m, layers.Dense(2)),
+        "`gate` must be a gate class",
+    ),
+    "a cap by number": (
+        lambda m, g: Budget(flops_reduction=0.3, max_sparsity={1: 0.5}),
+        "`max_sparsity` must be a path pattern",
+    ),
+    "more than all in force": (
+        lambda m, g: Budget(n_of_m=(2, 4), in_force=7),
+        "`in_force` must lie in",
+    ),
+    "a width in words": (lambda m, g: tfprune.scale_width(m, "half"), "`width` must"),
+    "ragged masks": (
+        lambda m, g: tfprune.Masks({"stem_conv": [[True], [True, False]]}),
+        "1-D bool array",
+    ),
+    "no masks": (lambda m, g: tfprune.Masks(None), "`masks` must be a mapping"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_arguments_of_another_kind(unchanged, case):
+    call, message = ARGUMENTS[case]
+    with pytest.raises(ValueError, match=message):
+        call(unchanged, tfprune.Graph(unchanged))
+
+
+def test_a_name_stands_for_itself():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, name="a[1]")(inputs)
+    x = layers.Conv2D(8, 3, name="b")(x)
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    graph = tfprune.Graph(model)
+    masks = tfprune.select(graph, scope={"a[1]": 0.5})
+    assert (masks["a[1]"].sum(), masks["b"].sum()) == (4, 8)
+    assert tfprune.read_masks(tfprune.prune_wrap(model, layers="a[1]")).density() == 1
+
+
 def test_unknown_importance(unchanged):
     with pytest.raises(ValueError, match="`importance` must be one of"):
         tfprune.prune(unchanged, importance="hessian")

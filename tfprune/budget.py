@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from tfprune.patterns import as_patterns
+
 _TARGETS = ("flops_reduction", "params_reduction", "sparsity")
 
 
@@ -59,12 +61,19 @@ class Budget:
             check_fraction(name, getattr(self, name))
         _check_n_of_m(self.n_of_m)
         caps = self.max_sparsity
+        if isinstance(caps, Mapping):
+            as_patterns("max_sparsity", list(caps))
         for cap in caps.values() if isinstance(caps, Mapping) else [caps]:
-            if cap is not None and not (_is_number(cap) and 0 <= cap <= 1):
+            if cap is not None and not (is_number(cap) and 0 <= cap <= 1):
                 raise ValueError(
                     "`max_sparsity` must lie in [0, 1]: it is the largest fraction "
                     f"removed from one group. Received: max_sparsity={caps}"
                 )
+        if not (is_number(self.in_force) and 0 <= self.in_force <= 1):
+            raise ValueError(
+                "`in_force` must lie in [0, 1]: it is the fraction of what `n_of_m` "
+                f"removes. Received: in_force={self.in_force!r}"
+            )
         for name in ("min_channels", "multiple_of"):
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or value < 1:
@@ -106,13 +115,14 @@ def _check_n_of_m(n_of_m) -> None:
         )
 
 
-def _is_number(value) -> bool:
+def is_number(value) -> bool:
+    """Returns whether a value is a number, and no bool."""
     kinds = (int, float, np.floating, np.integer)
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def check_fraction(name: str, value) -> None:
-    number = _is_number(value)
+    number = is_number(value)
     if number and 0 <= value < 1:
         return
     hint = f" For {value} % pass {value / 100}." if number and 1 < value < 100 else ""

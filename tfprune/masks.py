@@ -28,6 +28,11 @@ class Masks(Mapping):
     """
 
     def __init__(self, masks: Mapping):
+        if not isinstance(masks, Mapping):
+            raise ValueError(
+                "`masks` must be a mapping of group name to bool array, True = keep. "
+                f"Received: {masks!r}"
+            )
         self._masks = {name: _as_mask(name, mask) for name, mask in masks.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -111,7 +116,11 @@ class Masks(Mapping):
 def _as_mask(name, mask) -> np.ndarray:
     if not isinstance(name, str):
         raise ValueError(f"Mask names must be strings. Received: {name!r}")
-    array = np.array(mask)
+    try:
+        array = np.array(mask)
+    except ValueError:
+        # Rows of different lengths.
+        array = np.array(mask, object)
     if array.dtype != bool or array.ndim != 1 or array.size == 0:
         raise ValueError(
             "A mask must be a non-empty 1-D bool array, True = keep. "

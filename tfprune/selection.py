@@ -57,6 +57,16 @@ def select(
     masks = tfprune.select(graph, "magnitude", scope={"stage3/*": 0.6})
     ```
     """
+    if not isinstance(graph, Graph):
+        raise ValueError(
+            "`graph` must be the `Graph` of a model: `tfprune.Graph(model)`. "
+            f"Received: {graph!r}"
+        )
+    if budget is not None and not isinstance(budget, Budget):
+        raise ValueError(
+            "`budget` must be a `Budget`, such as `tfprune.Budget(flops_reduction=0.5)`. "
+            f"Received: budget={budget!r}"
+        )
     by_fraction = isinstance(scope, Mapping)
     if (budget is not None) + (threshold is not None) + by_fraction == 0 or (
         budget is not None and threshold is not None
@@ -71,6 +81,15 @@ def select(
         raise ValueError(
             f"`scope` must be one of {scopes} or {{path pattern: fraction}}. "
             f"Received: scope={scope!r}"
+        )
+    if threshold is not None and scope != "global":
+        raise ValueError(
+            "A threshold says by itself how much goes, everywhere: `scope` is for "
+            f"budgets. Received: threshold={threshold!r}, scope={scope!r}"
+        )
+    if by_fraction and not scope:
+        raise ValueError(
+            "`scope` must name groups: {path pattern: fraction}. It is {}."
         )
     importance = importances.get(importance, graph.unit)
     is_rule = isinstance(threshold, str) or callable(threshold)
@@ -117,11 +136,21 @@ def select(
 
 def checked_scores(graph: Graph, scores) -> dict[str, np.ndarray]:
     """Returns scores as an importance gives them, if each unit has one."""
+    if not isinstance(scores, Mapping):
+        raise ValueError(
+            "An importance must return {group name: scores}. "
+            f"Received: {type(scores).__name__}"
+        )
     checked = {}
     for group in graph.groups:
         if group.name not in scores:
             raise ValueError(f"The importance gave no scores for group {group.name!r}.")
-        array = np.asarray(scores[group.name], np.float32)
+        try:
+            array = np.asarray(scores[group.name], np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The scores of group {group.name!r} are not numbers: {error}."
+            ) from error
         if array.shape != (group.size,):
             raise ValueError(
                 f"The scores of group {group.name!r} must have shape ({group.size},). "

@@ -99,6 +99,7 @@ def test_what_scattering_writes_is_counted(model):
     "add",
     [
         lambda a, b, c: layers.Add()([a, b, c]),
+        lambda a, b, c: layers.Add()(inputs=[a, b, c]),
         lambda a, b, c: a + b + c,
         lambda a, b, c: ops.add(x2=a, x1=b) + c,
     ],

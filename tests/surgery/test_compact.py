@@ -186,6 +186,17 @@ def test_masks_none_removes_channels_nobody_reads_with_weight():
     assert small.get_layer("dense").bias.numpy().tolist() == [0, 2]
 
 
+def test_dead_scales_are_seen_through_gates():
+    inputs = keras.Input((6,))
+    x = layers.BatchNormalization(name="bn")(layers.Dense(8, name="a")(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(layers.ReLU()(x)))
+    for variable in (model.get_layer("bn").gamma, model.get_layer("bn").beta):
+        variable.assign(np.arange(8) > 2)
+    wrapped = tfprune.prune_wrap(model)
+    for each in (model, wrapped, tfprune.strip(wrapped)):
+        assert tfprune.compact(each).get_layer("a").units == 5
+
+
 def test_masks_none_leaves_one_channel_of_a_dead_group():
     model = two_dense()
     for variable in model.get_layer("dense").variables:

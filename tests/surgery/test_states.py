@@ -1,4 +1,4 @@
-"""Models that draw numbers in inference, or go on from where they were."""
+"""Models that draw numbers in inference, go on from where they were, or look words up."""
 
 import keras
 import numpy as np
@@ -65,3 +65,16 @@ def test_seeds_and_states_stay(make, action, tmp_path):
         seeds = [v.numpy() for v in result.variables if "seed" in v.path]
         own = [v.numpy() for v in model.variables if "seed" in v.path]
         np.testing.assert_array_equal(seeds, own)
+
+
+def test_words():
+    """Probes are words that the model knows, so a wrong copy of a row shows."""
+    words = keras.Input((7,), dtype="string")
+    indices = layers.StringLookup(vocabulary=["a", "b", "c"])(words)
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(4, 8, name="table")(indices))
+    x = layers.Dense(6, activation="relu", name="hidden")(x)
+    model = keras.Model(words, layers.Dense(3)(x))
+    small = tfprune.prune(model, 0.4)
+    assert small.get_layer("hidden").units < 6
+    probes = ops.convert_to_numpy(tfprune.surgery.certificate.probe_inputs(model, 64))
+    assert {b"a", b"b", b"c"} <= set(probes.ravel())

@@ -1,6 +1,5 @@
 """Where gates go in a model, and where they are."""
 
-import fnmatch
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +10,7 @@ from tfprune.graph.flows import keeps_zero
 from tfprune.graph.graph import Graph
 from tfprune.layers import GATED_TYPES, ChannelGate
 from tfprune.layers.swapping import attribute_of
+from tfprune.patterns import matches
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +93,7 @@ class GatePlaces:
             calls = [
                 call
                 for call in self._graph.calls
-                if fnmatch.fnmatchcase(call.path, pattern)
-                and isinstance(call.layer, GATED_TYPES)
+                if matches(call.path, pattern) and isinstance(call.layer, GATED_TYPES)
             ]
             if not calls:
                 raise ValueError(

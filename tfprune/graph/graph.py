@@ -1,6 +1,5 @@
 """Graph: which channels of a model are coupled, and what goes with each of them."""
 
-import fnmatch
 import inspect
 import itertools
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from tfprune.graph.group import Group, Slice
 from tfprune.graph.subclassed import as_recorded
 from tfprune.graph.trace import Trace
 from tfprune.graph.unruled import follower_of, opened_call
+from tfprune.patterns import matches
 
 
 class Graph:
@@ -321,10 +321,10 @@ class Graph:
         found = tuple(
             group
             for group in self.groups
-            if any(fnmatch.fnmatchcase(p, pattern) for p in (group.name, *group.layers))
+            if any(matches(p, pattern) for p in (group.name, *group.layers))
         )
         if not found:
-            kept = [p for p in self.layers if fnmatch.fnmatchcase(p, pattern)]
+            kept = [p for p in self.layers if matches(p, pattern)]
             why = (
                 f"{kept[0]!r} has no channels that can go" if kept else "no such layer"
             )

@@ -4,6 +4,8 @@ import numpy as np
 from keras import ops
 
 from tfprune.graph.flows import constants_of
+from tfprune.graph.following import is_symbolic
+from tfprune.graph.nodes import tree
 from tfprune.graph.trace import Call, Tensor
 
 
@@ -52,10 +54,9 @@ def join(call: Call, operands, function) -> Tensor:
 def _map_tensors(function, args, kwargs, operands):
     """Returns a call's arguments with a function run on each tensor in them."""
     old = iter(operands)
-    if len(args) == 1 and isinstance(args[0], (list, tuple)):
-        return ([function(x, next(old)) for x in args[0]],), kwargs
-    args = tuple(function(x, next(old)) for x in args)
-    return args, {name: function(x, next(old)) for name, x in kwargs.items()}
+    return tree.map_structure(
+        lambda x: function(x, next(old)) if is_symbolic(x) else x, (args, kwargs)
+    )
 
 
 def _stays(tensor: Tensor, axis: int, kept) -> np.ndarray:

@@ -49,10 +49,14 @@ def _gate_constants(gate: ChannelGate, inner, known):
     found = only_zeros(None if inner is None else inner(*known))
     if gate.output_mask is None:
         return found
-    factors = gate.factors().numpy()
+    closed = gate.factors().numpy() == 0
+    if gate.base is not None:
+        shift = gate.layer.beta
+        # A normalization of no scale and no shift, when it was wrapped or since.
+        closed |= (gate.base.numpy() == 0) & (shift is None or shift.numpy() == 0)
     activation = getattr(gate.layer, "activation", None) or keras.activations.linear
-    behind = run_on_constants(activation, np.zeros(len(factors)))
+    behind = run_on_constants(activation, np.zeros(len(closed)))
     if behind is None:
         return found
     open_ones = np.nan if found is None else found
-    return np.where(factors == 0, behind, open_ones)
+    return np.where(closed, behind, open_ones)

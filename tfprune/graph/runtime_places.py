@@ -1,6 +1,5 @@
 """Where runtime gates can go."""
 
-import fnmatch
 from collections import Counter
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from keras import layers
 
 from tfprune.graph.graph import Graph
 from tfprune.graph.scales import Roles
+from tfprune.patterns import matches
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +92,9 @@ def _chosen(places: list, refused: dict, patterns) -> list:
         return places
     chosen = []
     for pattern in patterns:
-        found = [p for p in places if fnmatch.fnmatchcase(p.convolution.path, pattern)]
+        found = [p for p in places if matches(p.convolution.path, pattern)]
         if not found:
-            why = {k: v for k, v in refused.items() if fnmatch.fnmatchcase(k, pattern)}
+            why = {k: v for k, v in refused.items() if matches(k, pattern)}
             raise ValueError(
                 f"`layers`: the path pattern {pattern!r} matches no convolution that "
                 f"can be pruned at run time. {why or 'It matches no convolution.'}"

@@ -37,10 +37,13 @@ def probe_inputs(
     random = np.random.default_rng(seed)
     functional = as_functional(model)
     size = open_size(model) if size is None else size
+    words = _words(functional)
 
     def probe(keras_tensor):
         shape = assumed_shape(keras_tensor, size)
         shape = (shape[0] or batch_size, *shape[1:])
+        if keras_tensor.dtype == "string":
+            return keras.ops.convert_to_tensor(random.choice(words, shape), "string")
         if "int" in keras_tensor.dtype or keras_tensor.dtype == "bool":
             values = random.integers(0, 2, shape)
             # Keras refuses a structure of arrays and tensors.
@@ -53,6 +56,13 @@ def probe_inputs(
         return keras.ops.cast(values.astype("float32"), keras_tensor.dtype)
 
     return tree.map_structure(probe, input_structure(functional))
+
+
+def _words(model) -> list[str]:
+    """Returns words that a model looks up, some of each vocabulary, and others."""
+    lookups = [x for x in flatten_layers(model) if hasattr(x, "get_vocabulary")]
+    known = [str(word) for x in lookups for word in x.get_vocabulary()[:100]]
+    return [*known, "a word", "7", ""]
 
 
 def open_size(model) -> int:

@@ -22,6 +22,11 @@ class _OnKept(keras.layers.Layer):
         # The zeros are put behind the channels that stay.
         self.places = np.where(keep, np.cumsum(keep) - 1, len(self.kept))
 
+    def build(self, shape):
+        narrow = list(shape)
+        narrow[self.axis] = len(self.kept)
+        self.layer.build(tuple(narrow))
+
     def call(self, x):
         y = self.layer(keras.ops.take(x, self.kept, self.axis))
         zeros = keras.ops.zeros_like(keras.ops.take(y, [0], self.axis))

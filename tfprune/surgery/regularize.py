@@ -1,6 +1,6 @@
 """Sparsity regularizers into a model."""
 
-import fnmatch
+import glob
 import warnings
 
 import keras
@@ -12,6 +12,7 @@ from tfprune.graph.scales import Roles, scale_variable, scaled_members
 from tfprune.graph.sums import DEPTHWISE, SEPARABLE
 from tfprune.layers import GATED_TYPES, ChannelGate
 from tfprune.layers.channel_gate import scaled_outputs
+from tfprune.patterns import as_patterns, matches
 from tfprune.regularizers import Beside, OverScales, Share, SharedTerm
 from tfprune.surgery.rebuild import copy_model
 from tfprune.surgery.wrap import prune_wrap
@@ -70,7 +71,7 @@ def regularize(model: keras.Model, regularizer, layers=None) -> keras.Model:
             f"Received: {regularizer!r}"
         )
     graph = Graph(model)
-    patterns = [layers] if isinstance(layers, str) else layers
+    patterns = None if layers is None else as_patterns("layers", layers)
     if isinstance(regularizer, OverScales):
         return _over_scales(graph, regularizer, patterns)
     return _on_kernels(graph, regularizer, patterns)
@@ -83,7 +84,7 @@ def _over_scales(graph: Graph, regularizer: OverScales, patterns) -> keras.Model
     by_default = {m.path for m in members if roles.is_regularized(m.path)}
     chosen = _chosen(graph, [m.path for m in members], by_default, patterns)
     bare = [m.path for m in members if scale_variable(m.layer) is None]
-    bare = [_literally(path) for path in bare if path in chosen]
+    bare = [glob.escape(path) for path in bare if path in chosen]
     new = prune_wrap(graph.model, layers=bare) if bare else copy_model(graph.model)
     scales = _Scales(new)
     if regularizer.clips:
@@ -139,7 +140,7 @@ def _refuse_second(graph: Graph, members) -> None:
 def _chosen(graph: Graph, paths: list, by_default: set, patterns) -> set:
     chosen = set(by_default) if patterns is None else set()
     for pattern in patterns or ():
-        found = {path for path in paths if fnmatch.fnmatchcase(path, pattern)}
+        found = {path for path in paths if matches(path, pattern)}
         if not found:
             raise ValueError(
                 f"`layers`: the path pattern {pattern!r} matches no layer that the "
@@ -152,10 +153,6 @@ def _chosen(graph: Graph, paths: list, by_default: set, patterns) -> set:
             f"Name layers: `layers=`. Can be: {', '.join(paths[:8]) or 'none'}."
         )
     return chosen
-
-
-def _literally(path: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
 
 
 class _Scales:

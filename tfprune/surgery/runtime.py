@@ -6,6 +6,7 @@ import numpy as np
 from tfprune.graph import Graph
 from tfprune.graph.runtime_places import runtime_places
 from tfprune.layers import RuntimeGate, RuntimePolicy
+from tfprune.patterns import as_patterns
 from tfprune.surgery.rebuild import (
     Rebuilder,
     copy_initializers,
@@ -42,7 +43,7 @@ def wrap_runtime(
     """
     is_top = arguments.get("selection", "top") == "top"
     graph = Graph(model)
-    patterns = [layers] if isinstance(layers, str) else layers
+    patterns = None if layers is None else as_patterns("layers", layers)
     places, refused = runtime_places(graph, patterns)
     if agent is not None and per_network and patterns is None and is_top:
         # The first convolution reads the image, of which a mean says little.

@@ -1,5 +1,6 @@
 """Masks on single weights: gates on kernels, and the masks in them."""
 
+import glob
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -10,6 +11,7 @@ from tfprune.graph import Graph, WeightGraph
 from tfprune.graph.nodes import recorded_arguments
 from tfprune.layers import KernelGate, WeightMask
 from tfprune.masks import Masks
+from tfprune.patterns import as_patterns
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 
 
@@ -54,9 +56,9 @@ def built_copy(layer):
 
 def _chosen(graph: WeightGraph, patterns) -> dict:
     """Returns `{id(layer): kernels to gate}`, None standing for all of a layer's."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
     names = [group.name for group in graph.groups]
     if patterns is not None:
+        patterns = as_patterns("layers", patterns)
         names = [group.name for each in patterns for group in graph.match(each)]
     if not names:
         raise ValueError(
@@ -101,7 +103,9 @@ def masked_weights(graph: WeightGraph, masks: Mapping, kernels: Mapping):
     graph.check(masks)
     _check_kernels(graph, kernels)
     names = [name for name, mask in masks.items() if not np.all(mask)]
-    model = wrap_kernels(graph, WeightMask, [_literal(name) for name in names] or None)
+    model = wrap_kernels(
+        graph, WeightMask, [glob.escape(name) for name in names] or None
+    )
     new = graph.of(model)
     for name, value in kernels.items():
         new.kernels[name].variable.assign(value)
@@ -119,11 +123,6 @@ def _check_kernels(graph: WeightGraph, kernels: Mapping) -> None:
                 f"`kernels` must have the shapes of the model's. Received: {name!r} of "
                 f"shape {np.shape(value)}, which is {shape} in the model."
             )
-
-
-def _literal(name: str) -> str:
-    """Returns the path pattern that matches this name alone."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def set_weight_masks(graph: WeightGraph, masks: Mapping) -> None:

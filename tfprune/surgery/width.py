@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from tfprune.budget import is_number
 from tfprune.costs import cost
 from tfprune.graph import Graph, as_graph
 from tfprune.surgery.compact import compact_unverified
@@ -38,7 +39,7 @@ def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras
 
     >>> narrow = tfprune.scale_width(keras.applications.ResNet50(weights=None), 0.7)
     """
-    if isinstance(width, bool) or not 0 < width <= 1:
+    if not is_number(width) or not 0 < width <= 1:
         raise ValueError(
             "`width` must lie in (0, 1]: the fraction of the channels that stay. "
             f"Received: width={width!r}"

@@ -19,6 +19,7 @@ from tfprune.layers import (
     TrainableChannelMask,
     TrainableMask,
 )
+from tfprune.patterns import as_patterns
 from tfprune.surgery.gates import has_gates, has_runtime_gates
 from tfprune.surgery.rebuild import (
     Rebuilder,
@@ -104,7 +105,7 @@ def prune_wrap(
     graph = Graph(model)
     places = GatePlaces(graph)
     if layers is not None:
-        places.restrict([layers] if isinstance(layers, str) else list(layers))
+        places.restrict(as_patterns("layers", layers))
     if not places.outputs and not places.inputs:
         raise ValueError(
             f"Model {model.name!r} has no channels that can be pruned, so there is "
@@ -114,7 +115,7 @@ def prune_wrap(
 
 
 def _check_arguments(gate, arguments: dict) -> None:
-    if not callable(gate):
+    if not callable(gate) or isinstance(gate, keras.layers.Layer):
         raise ValueError(
             "`gate` must be a gate class or a callable `gate(layer) -> layer`. "
             f"Received: {gate!r}"
