@@ -4,7 +4,8 @@
 
 Half of the multiply-accumulates go, 96 px, widths in multiples of 8. Every model has a
 process of its own, so that its memory and its first trace are its own. All weights are
-random, also the statistics, so that an error would show. Half an hour on two cores.
+random, also the statistics, so that an error would show. Half an hour on two cores;
+finished models go to the file of --results, and are not measured again.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import numpy as np
 import peers
 import structure
 import timing
+from results import Results
 
 import tfprune
 from tfprune import benchmarking
@@ -151,15 +153,27 @@ def _latencies(model, small):
     }
 
 
-def measured_apart(name):
-    """Runs `measure` in a process of its own; returns None if it failed."""
+def measured_apart(name, finished):
+    """Runs `measure` in a process of its own, if no file has its row.
+
+    Args:
+        name: name of the application.
+        finished: `Results`.
+
+    Returns:
+        The row, None if it failed.
+    """
+    found = finished.find(name=name)
+    if found is not None:
+        return found
     command = [sys.executable, __file__, "--measure", name]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         print(f"{name} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
         return None
-    print(f"measured {name}", file=sys.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    row = json.loads(done.stdout.splitlines()[-1])
+    finished.add(row)
+    return row
 
 
 LEGEND = """\
@@ -264,6 +278,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=architectures.NAMES)
     parser.add_argument("--peer", choices=["torch-pruning"])
+    parser.add_argument("--results", default="zoo.jsonl")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     unknown = {*options.only, options.measure or "VGG16"} - {*architectures.NAMES}
@@ -276,7 +291,8 @@ def main(arguments=None):
     if not console.is_terminal:
         console.width = 200
     rows = []
-    results = [measured_apart(name) for name in options.only]
+    finished = Results(options.results)
+    results = [measured_apart(name, finished) for name in options.only]
     results = [each for each in results if each is not None]
     if results:
         console.print(table(results))

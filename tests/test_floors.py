@@ -21,6 +21,7 @@ FLOORS = {
         "thresholds",
         "largest",
         "radix_select",
+        "patterns",
         "reading",
         "sparse_coding",
         "writing",

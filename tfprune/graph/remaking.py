@@ -62,14 +62,17 @@ def own_initializers(layer) -> dict:
     asked: dict[int, object] = {}
     try:
         twin = made_again(layer)
-        _listen(twin, asked)
+        for each in twin._flatten_layers():
+            _listen(each, asked)
         twin.build_from_config(layer.get_build_config())
     except Exception:
         # Its own weights say at least how large they are.
         twin = layer
     own = {k: v for k, v in vars(layer).items() if isinstance(v, keras.Variable)}
     drawn = {k: vars(twin).get(k) for k in own}
-    drawn = {k: v if isinstance(v, keras.Variable) else own[k] for k, v in drawn.items()}
+    drawn = {
+        k: v if isinstance(v, keras.Variable) else own[k] for k, v in drawn.items()
+    }
     return {k: asked.get(id(v)) or _like_values(v.numpy()) for k, v in drawn.items()}
 
 
