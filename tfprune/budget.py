@@ -61,7 +61,7 @@ class Budget:
             check_fraction(name, getattr(self, name))
         _check_n_of_m(self.n_of_m)
         caps = self.max_sparsity
-        if isinstance(caps, Mapping):
+        if isinstance(caps, Mapping) and caps:
             as_patterns("max_sparsity", list(caps))
         for cap in caps.values() if isinstance(caps, Mapping) else [caps]:
             if cap is not None and not (is_number(cap) and 0 <= cap <= 1):

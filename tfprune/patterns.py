@@ -1,6 +1,7 @@
 """Path patterns: how layers and groups are named."""
 
 import fnmatch
+from collections.abc import Iterable
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -18,8 +19,8 @@ def as_patterns(argument: str, patterns) -> list[str]:
     Raises:
         ValueError: if they are something else, or none.
     """
-    is_list = isinstance(patterns, (list, tuple, set))
-    found = list(patterns) if is_list else [patterns]
+    is_one = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    found = [patterns] if is_one else list(patterns)
     if not found or not all(isinstance(each, str) for each in found):
         raise ValueError(
             f"`{argument}` must be a path pattern such as 'stage1/*', or a list of "

@@ -68,12 +68,13 @@ def own_initializers(layer) -> dict:
     except Exception:
         # Its own weights say at least how large they are.
         twin = layer
-    own = {k: v for k, v in vars(layer).items() if isinstance(v, keras.Variable)}
-    drawn = {k: vars(twin).get(k) for k in own}
-    drawn = {
-        k: v if isinstance(v, keras.Variable) else own[k] for k, v in drawn.items()
-    }
-    return {k: asked.get(id(v)) or _like_values(v.numpy()) for k, v in drawn.items()}
+    found = {}
+    for name, variable in vars(layer).items():
+        if isinstance(variable, keras.Variable):
+            drawn = vars(twin).get(name)
+            drawn = drawn if isinstance(drawn, keras.Variable) else variable
+            found[name] = asked.get(id(drawn)) or _like_values(drawn.numpy())
+    return found
 
 
 def _listen(layer, asked: dict) -> None:

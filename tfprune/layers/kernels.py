@@ -48,9 +48,8 @@ def is_kernel(variable) -> bool:
 
 def altered_kernel(layer) -> str | None:
     """Returns what a layer computes with instead of its kernel; None if with that."""
-    for each in (
-        layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else ()
-    ):
+    is_layer = isinstance(layer, keras.layers.Layer)
+    for each in layer._flatten_layers() if is_layer else ():
         if getattr(each, "lora_enabled", False):
             return "LoRA is enabled, and what it learnt is no part of the kernel"
         if getattr(each, "quantization_mode", None) is not None:
