@@ -57,6 +57,38 @@ def select(
     masks = tfprune.select(graph, "magnitude", scope={"stage3/*": 0.6})
     ```
     """
+    _check_arguments(graph, budget, threshold, scope)
+    by_fraction, is_weights = isinstance(scope, Mapping), isinstance(graph, WeightGraph)
+    importance = importances.get(importance, graph.unit)
+    is_rule = isinstance(threshold, str) or callable(threshold)
+    if is_rule and hasattr(importance, "by_layer"):
+        return select_by_rule(graph, importance.by_layer(graph), threshold)
+    scores = checked_scores(graph, importance(graph))
+    if is_rule:
+        groups = zip(graph.groups, graph.members, strict=True)
+        layers = {g.name: (units, scores[g.name]) for g, units in groups}
+        return select_by_rule(graph, layers, threshold)
+    if threshold is not None:
+        return select_above(graph, scores, threshold)
+    budget = budget or Budget()
+    if is_weights:
+        least = np.array([g.size for g in graph.groups]) - most_removed(graph, budget)
+        fractions = (
+            scope
+            if not by_fraction and scope != "uniform"
+            else _fractions(graph, scope)
+        )
+        return select_weights(graph, scores, least, budget, fractions)
+    ranking = Ranking(graph, scores, budget)
+    if scope == "global":
+        plan = _GlobalPlan(ranking, scores)
+    else:
+        plan = _FractionPlan(ranking, _fractions(graph, scope))
+    return ranking.masks(_solve(graph, ranking, plan))
+
+
+def _check_arguments(graph, budget, threshold, scope) -> None:
+    """Raises ValueError unless these arguments of `select` go together."""
     if not isinstance(graph, Graph):
         raise ValueError(
             "`graph` must be the `Graph` of a model: `tfprune.Graph(model)`. "
@@ -91,47 +123,21 @@ def select(
         raise ValueError(
             "`scope` must name groups: {path pattern: fraction}. It is {}."
         )
-    importance = importances.get(importance, graph.unit)
-    is_rule = isinstance(threshold, str) or callable(threshold)
-    if is_rule and is_weights:
+    if is_weights and (isinstance(threshold, str) or callable(threshold)):
         raise ValueError(
             "Rules find a threshold between the scores of channels; for single weights "
             f"it is a number. Received: threshold={threshold!r}"
         )
-    if is_rule and hasattr(importance, "by_layer"):
-        return select_by_rule(graph, importance.by_layer(graph), threshold)
-    scores = checked_scores(graph, importance(graph))
-    if is_rule:
-        groups = zip(graph.groups, graph.members, strict=True)
-        layers = {g.name: (units, scores[g.name]) for g, units in groups}
-        return select_by_rule(graph, layers, threshold)
-    if threshold is not None:
-        return select_above(graph, scores, threshold)
-    budget = budget or Budget()
-    if budget.target is None and not by_fraction:
+    if budget is not None and budget.target is None and not by_fraction:
         raise ValueError(
             "`budget` needs a target: flops_reduction, params_reduction or sparsity. "
             f"Received: {budget}"
         )
-    if is_weights:
-        least = np.array([g.size for g in graph.groups]) - most_removed(graph, budget)
-        fractions = (
-            scope
-            if not by_fraction and scope != "uniform"
-            else _fractions(graph, scope)
-        )
-        return select_weights(graph, scores, least, budget, fractions)
-    if budget.n_of_m is not None:
+    if budget is not None and budget.n_of_m is not None and not is_weights:
         raise ValueError(
             "`n_of_m` is a pattern of single weights. Received: a graph with "
             f'unit={graph.unit!r}. Pass `Graph(model, unit="weight")`.'
         )
-    ranking = Ranking(graph, scores, budget)
-    if scope == "global":
-        plan = _GlobalPlan(ranking, scores)
-    else:
-        plan = _FractionPlan(ranking, _fractions(graph, scope))
-    return ranking.masks(_solve(graph, ranking, plan))
 
 
 def checked_scores(graph: Graph, scores) -> dict[str, np.ndarray]:
