@@ -9,8 +9,8 @@ def evaluate(model, compiled, data) -> dict:
     Args:
         model: the model to evaluate; it is compiled anew.
         compiled: the model whose loss and metrics are taken.
-        data: a dataset of batches `(x, y)`, a pair of arrays, or a function without
-            arguments that returns either.
+        data: a dataset of batches `(x, y)`, arrays `(x, y)` or `(x, y, sample_weight)`,
+            or a function without arguments that returns either.
 
     Raises:
         ValueError: if `compiled` has no loss.
@@ -41,21 +41,60 @@ def compile_like(model, compiled) -> None:
             f"Model {compiled.name!r} has no loss, so nothing tells how good it is. "
             "Call `model.compile(optimizer, loss, metrics=...)`."
         )
-    config = compiled.get_compile_config() or {}
-    metrics = keras.saving.deserialize_keras_object(config.get("metrics"))
-    model.compile(loss=compiled.loss, metrics=metrics)
+    # `get_compile_config` could not bring back functions of a user's own.
+    own = compiled._compile_config.config
+    model.compile(
+        loss=compiled.loss,
+        loss_weights=own.get("loss_weights"),
+        **{k: _fresh(own.get(k)) for k in ("metrics", "weighted_metrics")},
+    )
 
 
-def score(found: dict) -> tuple[str, float]:
-    """Returns the name and value to go by: the first metric, else the negated loss."""
-    metrics = [(name, value) for name, value in found.items() if name != "loss"]
-    name, value = metrics[0] if metrics else ("-loss", -found["loss"])
-    return name, float(value)
+def _fresh(metrics):
+    """Returns metrics as `compile` takes them, those with a state as new objects."""
+
+    def fresh(metric):
+        is_metric = isinstance(metric, keras.Metric)
+        return type(metric).from_config(metric.get_config()) if is_metric else metric
+
+    return keras.tree.map_structure(fresh, metrics)
+
+
+def score(model, found: dict) -> tuple[str, float]:
+    """Returns the name and the value to go by, of which more is better.
+
+    The first of the metrics that a model is compiled with; where less of it is better,
+    as of an error, it is negated, and `"-"` is put before its name. One of which Keras
+    does not know which is better, such as a function of a user's own, is passed over.
+    Without any it is the negated loss.
+
+    Args:
+        model: model compiled with the metrics, evaluated.
+        found: its loss and metrics by name.
+    """
+    signs = {"up": ("", 1.0), "down": ("-", -1.0)}
+    for name, metric in _named_metrics(model):
+        mark, sign = signs.get(getattr(metric, "_direction", None), ("", 0.0))
+        if sign and name in found:
+            return f"{mark}{name}", sign * float(found[name])
+    return "-loss", -float(found["loss"])
+
+
+def _named_metrics(model):
+    """Yields names and metrics in the order in which the model is compiled with them."""
+    for each in model.metrics:
+        if isinstance(each.result(), dict):
+            yield from zip(each.result(), getattr(each, "metrics", ()), strict=False)
 
 
 def as_fit_takes_it(data):
-    """Returns `(x, other arguments)`: data may be a pair of arrays, or a function."""
+    """Returns `(x, other arguments)`: data may be arrays, or a function.
+
+    Arrays are `(x, y)` or `(x, y, sample_weight)`.
+    """
     data = data() if callable(data) else data
-    if isinstance(data, tuple) and len(data) == 2:
-        return data[0], {"y": data[1]}
+    if isinstance(data, tuple) and 2 <= len(data) <= 3:
+        names = ("x", "y", "sample_weight")
+        arguments = dict(zip(names, data, strict=False))
+        return arguments.pop("x"), arguments
     return data, {}

@@ -29,7 +29,8 @@ def remove_passive(model, data=None, verbose=1):
 
     Args:
         model: model compiled with the optimizer, trained; not changed.
-        data: what to evaluate on: a dataset of batches `(x, y)` or a pair of arrays.
+        data: what to evaluate on: a dataset of batches `(x, y)`, or arrays `(x, y)` or
+            `(x, y, sample_weight)`.
             Defaults to `None`: the accuracy is not measured.
         verbose: 0 or 1. Whether to print. Defaults to `1`.
 
@@ -133,7 +134,8 @@ def _describe(model, sparse, masks, gap, share, data) -> str:
     ]
     if data is not None:
         plain = strip(model)
-        name, before = score(evaluate(plain, model, data))
-        name, after = score(evaluate(strip(sparse), model, data))
+        name, before = score(plain, evaluate(plain, model, data))
+        small = strip(sparse)
+        name, after = score(small, evaluate(small, model, data))
         lines.append(f"  {name}: {before:.4f} before, {after:.4f} after")
     return "\n".join(lines)

@@ -26,7 +26,8 @@ class Sensitivity:
     """What pruning each layer alone does to a model.
 
     Attributes:
-        metric: name of the metric: the first one of the model, or `"-loss"`.
+        metric: name of the metric: the first one of the model, with a `"-"` where it is
+            negated, so that more is better, or `"-loss"`.
         dense: float: the metric before pruning.
         sparsities: the fractions that were removed.
         scores: `{group name: float array, one for each sparsity}`: the metric when that
@@ -130,7 +131,8 @@ def sensitivity(
 
     Args:
         model: compiled model, or the `Graph` of one; not changed.
-        data: what to evaluate on: a dataset of batches `(x, y)`, or a pair of arrays.
+        data: what to evaluate on: a dataset of batches `(x, y)`, or arrays
+            `(x, y)` or `(x, y, sample_weight)`.
         sparsities: floats in (0, 1): fractions of a layer's units to remove.
         unit: `"weight"` or `"channel"`; a graph brings its own.
         importance: as in `tfprune.select`: which units go first.
@@ -158,14 +160,14 @@ def sensitivity(
     compiled = graph.model if isinstance(model, Graph) else model
     own = graph.of(strip(graph.model))
     start = time.perf_counter()
-    metric, dense = score(evaluate(own.model, compiled, data))
+    metric, dense = score(own.model, evaluate(own.model, compiled, data))
     is_slow = time.perf_counter() - start > _WORTH_TAILS
     units = importances.get(importance, graph.unit)(own)
     scores = {}
     for group in own.groups:
         masks = [_mask(group, units[group.name], each) for each in sparsities]
         found = _evaluations(own, group.name, masks, compiled, data, is_slow)
-        scores[group.name] = np.array([score(each)[1] for each in found])
+        scores[group.name] = np.array([score(own.model, each)[1] for each in found])
     return Sensitivity(metric, dense, sparsities, scores)
 
 

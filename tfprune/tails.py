@@ -1,7 +1,5 @@
 """The part of a model behind some of its variables, run on what comes before them."""
 
-import operator
-
 import keras
 import numpy as np
 
@@ -77,7 +75,9 @@ def _batches(data):
         for batch in x:
             yield keras.utils.unpack_x_y_sample_weight(batch)
         return
-    y = arguments["y"]
-    for start in range(0, len(y), _BATCH):
-        rows = operator.itemgetter(slice(start, start + _BATCH))
-        yield keras.tree.map_structure(rows, x), rows(y), None
+    arrays = (x, arguments["y"], arguments.get("sample_weight"))
+    for start in range(0, len(keras.tree.flatten(x)[0]), _BATCH):
+        rows = slice(start, start + _BATCH)
+        yield keras.tree.map_structure(
+            lambda array, rows=rows: None if array is None else array[rows], arrays
+        )

@@ -46,8 +46,9 @@ class AMC:
     random; then the agent (DDPG) learns from all.
 
     Args:
-        model: compiled model; its first metric is the score,
-            without metrics the negated loss. Not changed.
+        model: compiled model. Its first metric is the score, negated where less of it
+            is better, as of an error; without metrics it is the negated loss. Not
+            changed.
         budget: `tfprune.Budget` with `flops_reduction` or `params_reduction`. The
             published search keeps a fifth of every layer: `max_sparsity=0.8`.
         importance: as in `tfprune.select`: which units of a group go first.
@@ -92,7 +93,8 @@ class AMC:
 
         Args:
             data: what the masked models are scored on, not the test set: a dataset of
-                batches `(x, y)`, a pair of arrays, or a function that returns either.
+                batches `(x, y)`, arrays `(x, y)` or `(x, y, sample_weight)`, or a
+                function that returns either.
             episodes: int, how many models are scored. Defaults to the half of the 800
                 published.
             random_episodes: int in [1, episodes], how many of them are drawn at random
@@ -129,7 +131,8 @@ class AMC:
     def score(self, kept: np.ndarray, data) -> float:
         """Returns the score of the model that keeps so many units of each group."""
         set_masks(self._gated_graph, self.walk.ranking.masks(kept))
-        self._metric, score = evaluating.score(evaluating.measure(self._gated, data))
+        found = evaluating.measure(self._gated, data)
+        self._metric, score = evaluating.score(self._gated, found)
         return score
 
     def _result(self, found: "_Found") -> AMCResult:

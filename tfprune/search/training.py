@@ -57,7 +57,7 @@ def run_trial(job: Job, strength: float, t: float, callbacks=()) -> Trial:
     masks = select(graph, Scale(), threshold=job.threshold)
     reduction = 1 - cost(graph, masks).macs / cost(graph).macs
     pruned, data = apply_masks(graph, masks), job.validation_data or job.train
-    _, accuracy = score(evaluate(pruned, model, data))
+    _, accuracy = score(pruned, evaluate(pruned, model, data))
     return Trial(strength, t, reduction, accuracy, time.perf_counter() - start)
 
 

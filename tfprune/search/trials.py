@@ -14,8 +14,8 @@ class Trial:
         strength: float, of the regularizer.
         t: float, of the regularizer.
         flops_reduction: float: what the threshold removes.
-        accuracy: float: the model's first metric after pruning, before fine-tuning;
-            the negated loss if it has none.
+        accuracy: float: the model's first metric after pruning, before fine-tuning,
+            negated where less of it is better; the negated loss if it has none.
         seconds: float: how long it took.
     """
 
