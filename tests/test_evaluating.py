@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from tfprune import evaluating, sensitivities, sensitivity
@@ -89,3 +90,15 @@ def test_sensitivity_loses_where_the_error_grows(data, tails, monkeypatch):
     found = sensitivity(model, data, (0.5,))
     assert found.metric == "-mae" and found.dense == pytest.approx(0, abs=1e-6)
     assert found.drops(0.5)["a/kernel"] > 0.01
+
+
+def test_parts_of_models_see_all_batches(data, monkeypatch):
+    """Sensitivity took the last batch for the whole where it was evaluated in parts."""
+    x, y = data
+    model = linear(metrics=["mae"])
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(6)
+    found = []
+    for least in (-1, 1e9):
+        monkeypatch.setattr(sensitivities, "_WORTH_TAILS", least)
+        found.append(sensitivity(model, batches, (0.5,)).scores["a/kernel"])
+    np.testing.assert_allclose(*found, rtol=1e-5)

@@ -22,6 +22,7 @@ FLOORS = {
         "largest",
         "radix_select",
         "patterns",
+        "losses",
         "reading",
         "sparse_coding",
         "writing",

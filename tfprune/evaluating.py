@@ -1,5 +1,7 @@
 """How good a model is, by the loss and metrics that another is compiled with."""
 
+import warnings
+
 import keras
 
 
@@ -65,8 +67,8 @@ def score(model, found: dict) -> tuple[str, float]:
 
     The first of the metrics that a model is compiled with; where less of it is better,
     as of an error, it is negated, and `"-"` is put before its name. One of which Keras
-    does not know which is better, such as a function of a user's own, is passed over.
-    Without any it is the negated loss.
+    does not know which is better, such as a function of a user's own, is passed over,
+    with a warning. Without any it is the negated loss.
 
     Args:
         model: model compiled with the metrics, evaluated.
@@ -75,8 +77,14 @@ def score(model, found: dict) -> tuple[str, float]:
     signs = {"up": ("", 1.0), "down": ("-", -1.0)}
     for name, metric in _named_metrics(model):
         mark, sign = signs.get(getattr(metric, "_direction", None), ("", 0.0))
-        if sign and name in found:
+        if sign:
             return f"{mark}{name}", sign * float(found[name])
+        warnings.warn(
+            f"Keras does not know whether more or less of the metric {name!r} is "
+            "better, so a model is not judged by it, but by the next one or the loss. "
+            'Set `metric._direction = "up"` or `"down"` on a `keras.Metric`.',
+            stacklevel=2,
+        )
     return "-loss", -float(found["loss"])
 
 

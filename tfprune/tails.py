@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfprune.evaluating import as_fit_takes_it, compile_like
+from tfprune.evaluating import as_fit_takes_it, compile_like, measure
 from tfprune.graph.nodes import (
     as_functional,
     input_structure,
@@ -31,23 +31,35 @@ class Tail:
         functional = as_functional(model)
         tensors = _crossing(functional, {id(variable) for variable in variables})
         head = keras.Model(input_structure(functional), tensors)
-        self._batches, kept = [], 0
+        batches, kept = [], 0
         for x, y, weight in _batches(data):
             outputs = keras.tree.flatten(head.predict_on_batch(x))
-            features = [np.asarray(each) for each in outputs]
+            features = tuple(np.asarray(each) for each in outputs)
             kept += sum(each.nbytes for each in features)
             if kept > most_bytes:
                 raise MemoryError
-            self._batches.append((features, y, weight))
+            batches.append(keras.utils.pack_x_y_sample_weight(features, y, weight))
+        self._data = _Batches(batches)
         self._model = keras.Model(tensors, output_structure(functional))
         compile_like(self._model, compiled)
 
     def evaluate(self) -> dict:
         """Returns the loss and the metrics of the whole model, by name."""
-        self._model.reset_metrics()
-        for features, y, weight in self._batches:
-            found = self._model.test_on_batch(features, y, weight, return_dict=True)
-        return {name: float(value) for name, value in found.items()}
+        return measure(self._model, self._data)
+
+
+class _Batches(keras.utils.PyDataset):
+    """Batches as they are, for `evaluate`."""
+
+    def __init__(self, batches: list):
+        super().__init__()
+        self._batches = batches
+
+    def __len__(self):
+        return len(self._batches)
+
+    def __getitem__(self, index):
+        return self._batches[index]
 
 
 def _crossing(functional, own: set) -> list:

@@ -5,10 +5,13 @@ and from what `fit` tells its callbacks; so a resumed run answers as an
 uninterrupted one does.
 """
 
+import contextlib
+import functools
 import itertools
 import weakref
 
 import keras
+import tensorflow as tf
 
 # model -> the tfprune callbacks that were given it. Weak on both sides: a callback
 # holds its model, so a strong reference to it would keep the model alive for ever.
@@ -30,6 +33,78 @@ def siblings(callback):
     known = _announced.get(callback.model, ())
     others = [c for c in known if c is not callback and c.params is callback.params]
     return tuple(sorted(others, key=lambda other: type(other).__name__))
+
+
+def undo_on_error(model, undo):
+    """Lets `undo` be called if the `fit` that runs now ends with an error.
+
+    Keras tells callbacks nothing of errors, nor of Ctrl-C, so what they have changed
+    for the time of a `fit` would stay. After an error in a step it is undone at once,
+    after any other the next `fit` does it first.
+
+    Args:
+        model: the model in its `fit`.
+        undo: function without arguments.
+    """
+    vars(model).setdefault("_undo_on_error", []).append(undo)
+    # Found before that of the class; `fit` calls it without arguments when it begins.
+    vars(model)["make_train_function"] = functools.partial(_make_watched, model)
+    model.train_function = _watched(model)
+
+
+def undo(model, only=None):
+    """Undoes now what `undo_on_error` was told of, if anything, and forgets it.
+
+    Args:
+        model: the model.
+        only: one of the functions; None for all.
+    """
+    waiting = vars(model).get("_undo_on_error", [])
+    for function in [each for each in waiting if only in (None, each)]:
+        waiting.remove(function)
+        function()
+    if not waiting:
+        vars(model).pop("make_train_function", None)
+
+
+@contextlib.contextmanager
+def inner_fit(model):
+    """Lets a callback call `fit` on the model that is being trained."""
+    make = vars(model).pop("make_train_function", None)
+    # Keras lets a backup say at which epoch the `fit` after it begins.
+    initial_epoch, model._initial_epoch = model._initial_epoch, None
+    try:
+        yield
+    finally:
+        model._initial_epoch = initial_epoch
+        model.reset_metrics()
+        if make is not None:
+            vars(model)["make_train_function"] = make
+
+
+def _make_watched(model, force=False):
+    if not force:
+        undo(model)
+    type(model).make_train_function(model, force)
+    if force:
+        model.train_function = _watched(model)
+
+
+def _watched(model):
+    function = model.train_function
+
+    @functools.wraps(function)
+    def watched(iterator):
+        try:
+            return function(iterator)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            # That is how data end.
+            raise
+        except BaseException:
+            undo(model)
+            raise
+
+    return watched
 
 
 def iterations(model):
@@ -113,10 +188,6 @@ def simulate(schedule, steps):
 
 def check_strategy(model):
     """Raises ValueError if a model does not fit the distribution strategy in use."""
-    if keras.backend.backend() != "tensorflow":
-        return
-    import tensorflow as tf
-
     strategy = model.distribute_strategy
     is_mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
     variables = [*model.variables, *model.optimizer.variables]

@@ -119,7 +119,7 @@ def test_closed_weights_do_not_move(optimizer, mask_data):
 def trained_scores(model, callback=None, optimizer=None, epochs=1, **settings):
     optimizer = optimizer or keras.optimizers.SGD(0.0)
     gated = compiled(tfprune.prune_wrap(model, TrainableMask), optimizer, **settings)
-    callback = callback or MaskTraining(learning_rate=1.0, strength=0.01)
+    callback = callback or MaskTraining(learning_rate=1.0, strength=0.1)
     gated.fit(data(), epochs=epochs, verbose=0, callbacks=[callback])
     return [s.numpy() for s in scores_of(gated)]
 
@@ -148,7 +148,7 @@ def test_regularizers_and_weight_decay_are_not_for_scores():
 @pytest.mark.parametrize("mask_data", [None, data(1)])
 def test_scores_move_the_same_however_steps_are_run(settings, mask_data):
     (net,) = twin_nets({})
-    callback = MaskTraining(mask_data, learning_rate=1.0, strength=0.01)
+    callback = MaskTraining(mask_data, learning_rate=1.0, strength=0.1)
     expected = trained_scores(net, callback, epochs=2)
     found = trained_scores(net, callback, epochs=2, **settings)
     for one, other in zip(found, expected, strict=True):
@@ -158,7 +158,7 @@ def test_scores_move_the_same_however_steps_are_run(settings, mask_data):
 @pytest.mark.parametrize("mask_data", [None, data(1)])
 def test_loss_scaling_does_not_scale_scores(mask_data):
     (net,) = twin_nets({})
-    callback = MaskTraining(mask_data, learning_rate=1.0, strength=0.01)
+    callback = MaskTraining(mask_data, learning_rate=1.0, strength=0.1)
     scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0))
     found = trained_scores(net, callback, scaled)
     for one, other in zip(found, trained_scores(net, callback), strict=True):
@@ -485,3 +485,52 @@ def test_models_without_scores_are_refused():
         tfprune.prune_wrap(small_net(), TrainableMask, unit="filter")
     with pytest.raises(ValueError, match="`estimator` must be one of"):
         tfprune.prune_wrap(small_net(), TrainableMask, estimator="hard")
+
+
+class Applies(keras.Model):
+    """Trains as Keras's guide to training steps of one's own has it."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+
+def test_training_step_of_ones_own():
+    """It need not call `apply_gradients`."""
+
+    def trained(kind):
+        keras.utils.set_random_seed(0)
+        wrapped = tfprune.prune_wrap(small_net(), TrainableMask)
+        model = kind(wrapped.inputs, wrapped.outputs)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        random = np.random.default_rng(0)
+        x, y = (random.normal(size=(32, n)).astype("float32") for n in (6, 3))
+        callback = MaskTraining(learning_rate=1.0, strength=0.1)
+        model.fit(x, y, batch_size=8, verbose=0, shuffle=False, callbacks=[callback])
+        return [score.numpy() for score in scores_of(model)]
+
+    own, usual = trained(Applies), trained(keras.Model)
+    assert np.mean(own[0] > 0) < 1
+    for one, other in zip(own, usual, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_scores_take_as_many_steps_as_weights():
+    """Five batches, three in a call: the second call has two of them left."""
+    model = tfprune.prune_wrap(small_net(), TrainableMask)
+    model.compile(keras.optimizers.SGD(0.1), "mse", steps_per_execution=3)
+    random = np.random.default_rng(0)
+    x, y = (random.normal(size=(40, n)).astype("float32") for n in (6, 3))
+    held_out = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    callback = MaskTraining(held_out, learning_rate=1.0)
+    steps = []
+    move = callback._move
+    callback._move = lambda *args: (
+        tf.py_function(steps.append, [1], []) and None or move(*args)
+    )
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[callback])
+    assert len(steps) == 5

@@ -16,6 +16,7 @@ import tfprune
 from tfprune.compat import tfmot
 from tfprune.compat.tfmot import from_tfmot
 from tfprune.compat.tfmot.schedules import due_sparsity
+from tfprune.compat.tfmot.wrapping import pruned_layers
 
 api = tfmot.sparsity.keras
 STEPS = 12
@@ -350,6 +351,63 @@ def test_schedules_end_where_they_say():
     assert due_sparsity(decay, 1, 150) == pytest.approx(0.8)
     at_once = api.PolynomialDecay(0.5, 0.8, begin_step=7, end_step=7)
     assert float(at_once(7)[1]) == pytest.approx(0.8)
+
+
+class Asked(api.ConstantSparsity):
+    """One that nobody knows, so that it is asked about every step."""
+
+
+@pytest.mark.parametrize("frequency", [1, 3, 10])
+@pytest.mark.parametrize("end", [-1, 4, 9])
+def test_schedules_are_asked_only_where_they_can_say_yes(frequency, end):
+    settings = {"begin_step": 2, "end_step": end, "frequency": frequency}
+    constant = api.ConstantSparsity(0.5, **settings)
+    decay = api.PolynomialDecay(0.1, 0.7, **{**settings, "end_step": max(end, 4)})
+    asked = Asked(0.5, **settings)
+    decay_asked = type("Decay", (api.PolynomialDecay,), {})(
+        0.1, 0.7, **{**settings, "end_step": max(end, 4)}
+    )
+    for first in range(1, 12):
+        for last in range(first, 13):
+            known = [due_sparsity(each, first, last) for each in (constant, decay)]
+            every = [due_sparsity(each, first, last) for each in (asked, decay_asked)]
+            assert known == every, (first, last)
+
+
+def test_many_steps_are_no_wait_before_the_first(monkeypatch):
+    """Every layer was asked about every step of the run."""
+    counted = []
+    call = api.PolynomialDecay.__call__
+    monkeypatch.setattr(
+        api.PolynomialDecay,
+        "__call__",
+        lambda self, step: counted.append(step) or call(self, step),
+    )
+    model = api.prune_low_magnitude(
+        classifier(), api.PolynomialDecay(0.0, 0.5, 0, 100, frequency=100)
+    )
+    model.compile("adam", LOSS)
+    callback = api.UpdatePruningStep()
+    callback.set_model(model)
+    callback.set_params({"steps": 1000, "epochs": 100})
+    callback.on_train_begin()
+    callback.on_train_batch_begin(0)
+    assert len(counted) < 10
+
+
+def test_steps_are_written_before_others_save_at_the_end_of_an_epoch():
+    model = api.prune_low_magnitude(classifier(), api.ConstantSparsity(0.5, 0))
+    model.compile("adam", LOSS)
+    x, y = np.zeros((24, *model.input_shape[1:]), "float32"), np.zeros(24)
+    seen = []
+    saving = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(
+            [int(layer.pruning_step.numpy()) for layer in pruned_layers(model)]
+        )
+    )
+    callbacks = [saving, api.UpdatePruningStep()]
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=callbacks)
+    assert [set(steps) for steps in seen] == [{3}, {6}]
 
 
 @pytest.mark.parametrize(

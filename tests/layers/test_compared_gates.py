@@ -90,11 +90,64 @@ def test_log_alpha_stays_where_gradients_can_move_it():
     np.testing.assert_allclose(found, [np.log(0.01), 0.5, np.log(100)], rtol=1e-6)
 
 
-def test_convolutions_are_gated_by_filter():
-    conv = layers.Conv2D(5, 3)
+BY_FILTER = {
+    "conv": (layers.Conv2D(5, 3), (1, 1, 1, 5)),
+    "transposed": (layers.Conv2DTranspose(5, 3), (1, 1, 5, 1)),
+    "depthwise": (layers.DepthwiseConv2D(3), (1, 1, 4, 1)),
+    "multiplied": (layers.DepthwiseConv2D(3, depth_multiplier=2), (1, 1, 4, 2)),
+    "separable": (layers.SeparableConv2D(5, 3), (1, 1, 4, 1), (1, 1, 1, 5)),
+}
+
+
+@pytest.mark.parametrize("kind", BY_FILTER)
+def test_convolutions_are_gated_by_filter(kind):
+    conv, *shapes = BY_FILTER[kind]
+    conv = type(conv).from_config(conv.get_config())
     conv.build((None, 6, 6, 4))
     gate = HardConcrete(conv)
-    assert tuple(gate.log_alphas[0].shape) == (1, 1, 1, 5)
+    assert [tuple(each.shape) for each in gate.log_alphas] == shapes
+
+
+@pytest.mark.parametrize("unit", ["weight", "column"])
+@pytest.mark.parametrize("kind", ["conv", "transposed", "multiplied"])
+def test_targeted_dropout_drops_by_output(kind, unit):
+    conv, _ = BY_FILTER[kind]
+    conv = type(conv).from_config(conv.get_config())
+    conv.build((None, 6, 6, 4))
+    kernel = np.random.default_rng(0).normal(size=conv.kernel.shape)
+    conv.kernel.assign(kernel)
+    keep = np.asarray(TargetedDropout(conv, 0.4, unit=unit).mask(0))
+    # One row for every output.
+    if kind == "transposed":
+        kernel, keep = (np.moveaxis(each, 2, -1) for each in (kernel, keep))
+    outputs = {"conv": 5, "transposed": 5, "multiplied": 8}[kind]
+    rows, keep = (each.reshape(-1, outputs).T for each in (kernel, keep))
+    if unit == "column":
+        norms = np.linalg.norm(rows, axis=1)
+        expected = norms >= np.sort(norms)[int(0.4 * outputs)]
+        np.testing.assert_array_equal(
+            keep, np.repeat(expected[:, None], keep.shape[1], 1)
+        )
+    else:
+        edge = np.sort(np.abs(rows), 1)[:, int(0.4 * rows.shape[1])]
+        np.testing.assert_array_equal(keep, np.abs(rows) >= edge[:, None])
+
+
+@pytest.mark.parametrize("gate", [HardConcrete, TargetedDropout])
+def test_layers_of_one_seed_draw_for_themselves(gate):
+    def model():
+        x = keras.Input((6,))
+        y = layers.Dense(6, use_bias=False, name="a")(x)
+        z = layers.Dense(6, use_bias=False, name="b")(x)
+        wrapped = tfprune.prune_wrap(keras.Model(x, [y, z]), gate, seed=3)
+        for layer in wrapped.layers[1:]:
+            layer.layer.set_weights([np.eye(6) + 0.1])
+        return wrapped
+
+    ones = np.ones((1, 6))
+    first, second = ([x.numpy() for x in model()(ones, training=True)] for _ in "12")
+    assert not np.array_equal(*first)
+    np.testing.assert_array_equal(first, second)
 
 
 # Targeted dropout --------------------------------------------------------------------

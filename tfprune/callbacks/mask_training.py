@@ -13,6 +13,7 @@ from tfprune.callbacks.score_updates import (
     scored_kernels,
 )
 from tfprune.costs import Counter
+from tfprune.losses import loss_of
 from tfprune.surgery.mask import gate_masks
 
 
@@ -109,9 +110,10 @@ class MaskTraining(BudgetedCallback):
         self._updates.leave_slope(True)
         # Where the run begins, and how many batches of `mask_data` it has taken.
         self._origin = self._taken = None
-        vars(optimizer)["apply_gradients"] = self._routed(optimizer)
+        vars(optimizer)["apply"] = self._routed(optimizer)
         self._set_trainable(self.mask_data is None)
         self.model.make_train_function(force=True)
+        training.undo_on_error(self.model, self._undo)
         self._mask_step = tf.function(self._train_masks)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -129,7 +131,8 @@ class MaskTraining(BudgetedCallback):
     def on_train_batch_begin(self, batch, logs=None):
         if self.mask_data is None:
             return
-        for _ in range(self.model.steps_per_execution):
+        left = (self.params["steps"] or float("inf")) - batch
+        for _ in range(min(self.model.steps_per_execution, left)):
             batch = keras.utils.unpack_x_y_sample_weight(next(self._batches))
             self._mask_step(*batch)
             self._taken += 1
@@ -147,10 +150,7 @@ class MaskTraining(BudgetedCallback):
             logs.update(self._updates.logs(self.log_layers))
 
     def on_train_end(self, logs=None):
-        vars(self.model.optimizer).pop("apply_gradients", None)
-        self._set_trainable(False)
-        self._updates.leave_slope(False)
-        self.model.train_function = None
+        training.undo(self.model, self._undo)
         if self._has_budget:
             self.warn_unless_met(
                 "Scores were pushed down all the time.",
@@ -173,26 +173,36 @@ class MaskTraining(BudgetedCallback):
         lines += [f"  until {self.budget} is met"] * self._has_budget
         return "\n".join(lines)
 
+    def _undo(self):
+        """Lets scores stand still again."""
+        vars(self.model.optimizer).pop("apply", None)
+        self._set_trainable(False)
+        self._updates.leave_slope(False)
+        self.model.train_function = None
+
     # Steps ---------------------------------------------------------------------
 
     def _routed(self, optimizer):
-        """Returns `apply_gradients` that keeps scores from the optimizer."""
-        apply = type(optimizer).apply_gradients
+        """Returns `apply` that keeps scores from the optimizer."""
+        apply = type(optimizer).apply
         updates, is_joint = self._updates, self.mask_data is None
         places = {id(each.scores): n for n, each in enumerate(updates.scored)}
 
-        def apply_gradients(grads_and_vars):
-            pairs = list(grads_and_vars)
+        def routed(grads, trainable_variables=None):
+            variables = trainable_variables
+            if variables is None:
+                variables = optimizer._trainable_variables
+            pairs = list(zip(grads, variables, strict=True))
             own = {places[id(v)]: g for g, v in pairs if id(v) in places}
+            others = [pair for pair in pairs if id(pair[1]) not in places]
             scale = optimizer.scale_loss(tf.ones(()))
             with updates.holding():
-                others = [pair for pair in pairs if id(pair[1]) not in places]
-                result = apply(optimizer, others) if others else optimizer.iterations
+                if others:
+                    apply(optimizer, *zip(*others, strict=True))
             if is_joint:
                 self._move(own, scale)
-            return result
 
-        return apply_gradients
+        return routed
 
     def _move(self, gradients: dict, scale):
         rate = self.learning_rate
@@ -208,7 +218,7 @@ class MaskTraining(BudgetedCallback):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             y_pred = model(x, training=True)
-            loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
+            loss = loss_of(model, x, y, y_pred, sample_weight, training=True)
             scaled = optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, variables)
         self._move(dict(enumerate(gradients)), optimizer.scale_loss(tf.ones(())))

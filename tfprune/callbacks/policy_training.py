@@ -183,7 +183,9 @@ class PolicyTraining(keras.callbacks.Callback):
         if self._warm_up is None:
             ratio = tf.Variable(1.0, trainable=False)
             self._warm_up = WarmUp(ratio, tf.random.Generator.from_seed(0))
-            self._let_go_of_agents(self._warm_up)
+            self.gates[0].policy.warming_up = self._warm_up
+            self.model.make_train_function(force=True)
+            training.undo_on_error(self.model, self._undo)
         # Of the epoch alone, so that a `fit` can go on from any.
         self._warm_up.generator.reset_from_seed(self.seed + 7919 * (epoch + 1))
         self._epoch = epoch
@@ -197,12 +199,12 @@ class PolicyTraining(keras.callbacks.Callback):
 
     def _end_warm_up(self) -> None:
         if self._warm_up is not None:
-            self._warm_up = None
-            self._let_go_of_agents(None)
+            training.undo(self.model, self._undo)
+            self.model.make_train_function(force=True)
 
-    def _let_go_of_agents(self, warm_up) -> None:
-        self.gates[0].policy.warming_up = warm_up
-        self.model.make_train_function(force=True)
+    def _undo(self) -> None:
+        self._warm_up = self.gates[0].policy.warming_up = None
+        self.model.train_function = None
 
     def _is_settled(self) -> bool:
         policy = self.gates[0].policy

@@ -2,6 +2,7 @@
 
 import warnings
 
+from tfprune import training
 from tfprune.callbacks.budgeted import BudgetedCallback
 from tfprune.costs import cost
 from tfprune.graph import Graph
@@ -66,6 +67,9 @@ class ReleaseScales(BudgetedCallback):
 
     def on_train_begin(self, logs=None):
         self.read_model()
+        if not self.model.optimizer.built:
+            # On all variables, before some of them are frozen.
+            self.model.optimizer.build(self.model.trainable_variables)
         self._is_frozen = False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -78,10 +82,7 @@ class ReleaseScales(BudgetedCallback):
         self.write_logs(logs)
 
     def on_train_end(self, logs=None):
-        for scale in self._scales:
-            scale.trainable = True
-        if self._is_frozen:
-            self.model.train_function = None
+        training.undo(self.model, self._let_train)
         self.warn_unless_met(
             "The scales were never released.",
             "Train longer or raise the regularizer's strength.",
@@ -101,3 +102,9 @@ class ReleaseScales(BudgetedCallback):
         for scale in self._scales:
             scale.trainable = False
         self.model.make_train_function(force=True)
+        training.undo_on_error(self.model, self._let_train)
+
+    def _let_train(self):
+        for scale in self._scales:
+            scale.trainable = True
+        self.model.train_function = None

@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 
+from tfprune import training
 from tfprune.callbacks.gate_scores import GateScores
 from tfprune.graph.gates import gated_members
 from tfprune.layers import ChannelGate
@@ -38,9 +39,7 @@ class Ticks:
         gates = (m for m in gated_members(graph) if isinstance(m.layer, ChannelGate))
         self._members = list(gates)
         self._gates = [m.layer.gate_variable for m in self._members]
-        # A `fit` that an error ended has left its terms behind.
-        found = [gate.regularizer for gate in self._gates]
-        self._regularizers = [r.other if isinstance(r, _GateL1) else r for r in found]
+        self._regularizers = [gate.regularizer for gate in self._gates]
         self.scores = GateScores(model, self._members)
         trained = _trained_in_ticks(graph, self._gates)
         variables = model.trainable_variables
@@ -59,10 +58,14 @@ class Ticks:
         self._add_l1()
         # An earlier `fit` may have left a function that was traced without the term.
         self._model.make_train_function(force=True)
+        training.undo_on_error(self._model, self._undo)
         self._tock_function = self._model.train_function
 
     def end(self):
         """Leaves the model as it was."""
+        training.undo(self._model, self._undo)
+
+    def _undo(self):
         for gate, own in zip(self._gates, self._regularizers, strict=True):
             gate.regularizer = own
         self._model.train_function = None
@@ -73,8 +76,14 @@ class Ticks:
     def run(self, verbose):
         """Runs one Tick; returns its logs. The learning rate is the optimizer's."""
         self.scores.reset()
-        with self.in_tick(), _nested_fit(self._model):
-            history = self._model.fit(self._data, verbose=verbose, shuffle=False)
+        try:
+            with self.in_tick(), training.inner_fit(self._model):
+                history = self._model.fit(self._data, verbose=verbose, shuffle=False)
+        except BaseException:
+            self.end()
+            # `in_tick` has put the terms back after what the error undid.
+            self._undo()
+            raise
         return {name: values[-1] for name, values in history.history.items()}
 
     @contextlib.contextmanager
@@ -102,18 +111,6 @@ class Ticks:
     def _add_l1(self):
         for gate, own in zip(self._gates, self._regularizers, strict=True):
             gate.regularizer = _GateL1(self._l1, own)
-
-
-@contextlib.contextmanager
-def _nested_fit(model):
-    """Lets a callback call `fit` on the model that is being trained."""
-    # Keras lets a backup say at which epoch the `fit` after it begins.
-    initial_epoch, model._initial_epoch = model._initial_epoch, None
-    try:
-        yield
-    finally:
-        model._initial_epoch = initial_epoch
-        model.reset_metrics()
 
 
 def _trained_in_ticks(graph, gates) -> set:

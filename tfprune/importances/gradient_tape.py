@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfprune.layers import GATED_TYPES, ChannelGate
+from tfprune.losses import loss_of
 
 
 def output_products(model: keras.Model, members: list):
@@ -29,13 +30,7 @@ def output_products(model: keras.Model, members: list):
     def products(x, y, sample_weight):
         with tf.GradientTape() as tape, _recorded(members, tape) as outputs:
             predictions = model(x, training=False)
-            loss = model.compute_loss(
-                x=x,
-                y=y,
-                y_pred=predictions,
-                sample_weight=sample_weight,
-                training=False,
-            )
+            loss = loss_of(model, x, y, predictions, sample_weight)
             # The mean over the batch, as it is the loss that Keras takes.
             size = tf.shape(tf.nest.flatten(predictions)[0])[0]
             loss *= tf.cast(size, loss.dtype)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprune.importances.of_weights import OfWeights
+from tfprune.losses import loss_of
 
 
 class WeightFisher(OfWeights):
@@ -91,6 +92,6 @@ def _squared_gradients(model, kernels: dict):
 
 def _data_loss(model, x, y, sample_weight):
     y_pred = model(x, training=False)
-    loss = model.compute_loss(x, y, y_pred, sample_weight, training=False)
+    loss = loss_of(model, x, y, y_pred, sample_weight)
     # Penalties on weights are no matter of data.
     return loss - sum(model.losses)

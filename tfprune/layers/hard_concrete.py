@@ -3,7 +3,6 @@
 import math
 
 import keras
-import numpy as np
 from keras import ops
 
 from tfprune.layers.kernel_gate import KernelGate
@@ -19,8 +18,8 @@ _SMALLEST = 1e-6
 class HardConcrete(KernelGate):
     """Learns which inputs of dense layers and which filters of others stay (L0).
 
-    A gate z in [0, 1] stands on every row of a kernel with two axes, and on every slice
-    of the last axis of others. In training it is drawn anew for every batch, such that
+    A gate z in [0, 1] stands on every row of a kernel with two axes, and on every output
+    channel of others. In training it is drawn anew for every batch, such that
     it is exactly 0 or 1 with a probability that `log_alpha` says; otherwise it is its
     estimate. The penalty is `strength` times the expected number of gates that are not
     zero. All of it trains with the model's optimizer; `tfprune.strip` leaves the
@@ -30,7 +29,7 @@ class HardConcrete(KernelGate):
         layer: a layer of any type with kernels.
         strength: float. Weight of the penalty, for each gate (λ in the paper).
         droprate: float in (0, 1). Share of gates that are zero at the start.
-        seed: int or None. Of the gates that are drawn.
+        seed: int or None. Of the gates that are drawn, by each layer others.
         kernels: dotted attributes of the kernels to gate. By default all of them.
 
     Source: Louizos et al., "Learning sparse neural networks through L0 regularization",
@@ -60,22 +59,28 @@ class HardConcrete(KernelGate):
         super().__init__(layer, kernels, **kwargs)
 
     def build_gate(self):
-        self.generator = keras.random.SeedGenerator(self.seed)
+        seed = self.own_seed(self.seed)
+        self.generator = keras.random.SeedGenerator(seed)
         self.log_alphas = [
             self.add_gate_weight(
                 "log_alpha",
                 index,
                 kernel,
-                shape=_shape(kernel.shape),
+                shape=self._shape(index, kernel),
                 dtype="float32",
                 initializer=keras.initializers.RandomNormal(
-                    math.log(1 / self.droprate - 1), 0.01, seed=self.seed
+                    math.log(1 / self.droprate - 1), 0.01, seed=seed
                 ),
                 regularizer=ExpectedGates(self.strength),
                 constraint=_InRange(),
             )
             for index, kernel in enumerate(self.gated_kernels.values())
         ]
+
+    def _shape(self, index, kernel) -> tuple:
+        gated = (0,) if len(kernel.shape) == 2 else self.output_axes(index)
+        sizes = enumerate(kernel.shape)
+        return tuple(size if axis in gated else 1 for axis, size in sizes)
 
     def gated(self, index, kernel):
         return kernel * ops.cast(self.gates(index), kernel.dtype)
@@ -136,12 +141,6 @@ class _InRange(keras.constraints.Constraint):
 
     def __call__(self, w):
         return ops.clip(w, _LOWEST, _HIGHEST)
-
-
-def _shape(shape) -> tuple:
-    if len(shape) == 2:
-        return (shape[0], 1)
-    return (*np.ones(len(shape) - 1, int).tolist(), shape[-1])
 
 
 def _stretched(s):

@@ -1,11 +1,17 @@
 """KernelGate: what all masks on single weights share."""
 
 import abc
+import zlib
 
 import keras
 from keras import ops
 
-from tfprune.layers.kernels import kernel_name, kernels_of
+from tfprune.layers.kernels import (
+    kernel_name,
+    kernels_of,
+    output_axes,
+    owner_of,
+)
 from tfprune.layers.swapping import SwapWrapper
 
 
@@ -82,6 +88,15 @@ class KernelGate(SwapWrapper):
         """Returns the kernel of an index, a variable."""
         owner, name = self._find(self._places[index])
         return owner[name]
+
+    def output_axes(self, index) -> tuple[int, ...]:
+        """Returns the axes of a kernel along which its outputs lie."""
+        owner = owner_of(self.layer, self._places[index])
+        return output_axes(owner, self.kernel(index))
+
+    def own_seed(self, seed):
+        """Returns a seed that follows from one for all layers, None from None."""
+        return None if seed is None else zlib.crc32(f"{seed}/{self.name}".encode())
 
     def add_gate_weight(self, name, index, kernel, **settings):
         """Adds a weight of a kernel's shape, which no policy casts."""

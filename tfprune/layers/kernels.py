@@ -3,6 +3,12 @@
 import keras
 
 _ENDINGS = ("kernel", "embeddings")
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
 def kernels_of(layer) -> dict:
@@ -44,6 +50,21 @@ def is_kernel(variable) -> bool:
     """Returns whether a variable is a kernel, by its name and type."""
     is_float = keras.backend.is_float_dtype(variable.dtype)
     return variable.name.endswith(_ENDINGS) and is_float
+
+
+def output_axes(layer, variable) -> tuple[int, ...]:
+    """Returns the axes of a kernel along which its outputs lie, each at least 0.
+
+    Args:
+        layer: the layer that holds the kernel.
+        variable: the kernel.
+    """
+    last = len(variable.shape) - 1
+    if isinstance(layer, _TRANSPOSED):
+        return (last - 1,)
+    if isinstance(layer, _DEPTHWISE) or variable.name == "depthwise_kernel":
+        return (last - 1, last)
+    return (last,)
 
 
 def altered_kernel(layer) -> str | None:

@@ -1,6 +1,7 @@
 """TargetedDropout: dropout of the weights that a cut by magnitude would take."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfprune.layers.kernel_gate import KernelGate
@@ -18,11 +19,11 @@ class TargetedDropout(KernelGate):
 
     Args:
         layer: a layer of any type with kernels.
-        target_rate: float in [0, 1). Share of the weights that are candidates.
+        target_rate: float in [0, 1]. Share of the weights that are candidates.
         drop_rate: float in [0, 1]. How often a candidate is dropped.
         unit: `"weight"`, or `"column"`: whole output columns, by their L2 norm.
-        ramp_steps: int. Training steps over which both rates grow from 0.
-        seed: int or None. Of what is dropped.
+        ramp_steps: int, at least 0. Training steps over which both rates grow from 0.
+        seed: int or None. Of what is dropped, by each layer something else.
         kernels: dotted attributes of the kernels to gate. By default all of them.
 
     Source: Gomez et al., "Learning sparse networks using targeted dropout", 2019,
@@ -55,6 +56,11 @@ class TargetedDropout(KernelGate):
             raise ValueError(
                 f'`unit` must be "weight" or "column". Received: unit={unit!r}'
             )
+        if not isinstance(ramp_steps, int) or ramp_steps < 0:
+            raise ValueError(
+                "`ramp_steps` must be an int of at least 0. "
+                f"Received: ramp_steps={ramp_steps!r}"
+            )
         self.target_rate = target_rate
         self.drop_rate = drop_rate
         self.unit = unit
@@ -63,7 +69,7 @@ class TargetedDropout(KernelGate):
         super().__init__(layer, kernels, **kwargs)
 
     def build_gate(self):
-        self.generator = keras.random.SeedGenerator(self.seed)
+        self.generator = keras.random.SeedGenerator(self.own_seed(self.seed))
         self.step = self.add_weight(
             name="step", shape=(), dtype="int32", initializer="zeros", trainable=False
         )
@@ -75,15 +81,25 @@ class TargetedDropout(KernelGate):
         return values
 
     def gated(self, index, kernel):
-        is_candidate = self._candidates(kernel)
+        is_candidate = self._candidates(index, kernel)
         if in_training():
             chance = keras.random.uniform(is_candidate.shape, seed=self.generator)
             is_candidate = is_candidate & (chance < self.drop_rate * self._progress())
         return ops.where(is_candidate, ops.zeros((), kernel.dtype), kernel)
 
-    def _candidates(self, kernel):
+    def _candidates(self, index, kernel):
         """Returns which weights are among the smallest of their column, as bools."""
-        columns = ops.reshape(ops.abs(kernel), (-1, kernel.shape[-1]))
+        outputs = self.output_axes(index)
+        order = [n for n in range(len(kernel.shape)) if n not in outputs]
+        kernel = ops.transpose(ops.abs(kernel), (*order, *outputs))
+        columns = ops.reshape(kernel, (int(np.prod(kernel.shape[: len(order)])), -1))
+        is_low = self._lowest(columns)
+        return ops.transpose(
+            ops.reshape(is_low, kernel.shape), np.argsort((*order, *outputs)).tolist()
+        )
+
+    def _lowest(self, columns):
+        shape = columns.shape
         if self.unit == "column":
             columns = ops.sqrt(ops.sum(ops.square(columns), 0))[:, None]
         # The rank of every weight: exactly as many are below as are asked for.
@@ -94,8 +110,8 @@ class TargetedDropout(KernelGate):
         )
         is_low = rank < number
         if self.unit == "column":
-            return ops.broadcast_to(is_low[:, 0], kernel.shape)
-        return ops.reshape(is_low, kernel.shape)
+            return ops.broadcast_to(is_low[:, 0], shape)
+        return is_low
 
     def _progress(self):
         if not self.ramp_steps:
@@ -105,7 +121,7 @@ class TargetedDropout(KernelGate):
 
     def mask(self, index):
         kernel = self.kernel(index)
-        return ops.logical_not(self._candidates(ops.convert_to_tensor(kernel)))
+        return ops.logical_not(self._candidates(index, ops.convert_to_tensor(kernel)))
 
     def set_mask(self, index, mask):
         raise ValueError(

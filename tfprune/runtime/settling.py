@@ -11,6 +11,7 @@ from tfprune.layers.runtime_masks import (
     spread,
     top_mask,
 )
+from tfprune.losses import loss_of
 from tfprune.runtime.gates import gated_nodes
 
 
@@ -35,7 +36,7 @@ def update_features(model, gates, batch) -> None:
     x, y = batch
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
-        loss = model.compute_loss(x, y, model(x, training=False), training=False)
+        loss = loss_of(model, x, y, model(x, training=False))
     gradients = tape.gradient(loss, values)
     for gate, kernel, gradient in zip(gates, kernels, gradients, strict=True):
         filters = kernel.numpy().reshape(-1, gate.channels).T

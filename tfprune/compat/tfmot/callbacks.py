@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfprune import training
-from tfprune.compat.tfmot.schedules import due_sparsity
+from tfprune.compat.tfmot.schedules import due_sparsity, is_regular
 from tfprune.compat.tfmot.wrapping import pruned_layers
 
 
@@ -49,9 +49,16 @@ class UpdatePruningStep(keras.callbacks.Callback):
             if due[key] is not None:
                 layer.update_masks(due[key])
 
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == (self.params or {}).get("steps"):
+            # Before other callbacks save the model at the end of the epoch.
+            self._write_steps()
+
     def on_epoch_end(self, batch, logs=None):
-        if self._began is None:
-            return
+        if self._began is not None:
+            self._write_steps()
+
+    def _write_steps(self):
         taken = training.iterations(self.model) - self._began
         for start, layer in zip(self._start, self._layers, strict=True):
             layer.pruning_step.assign(start + taken)
@@ -67,7 +74,10 @@ class UpdatePruningStep(keras.callbacks.Callback):
             )
         for start, layer in zip(self._start, self._layers, strict=True):
             schedule = layer.pruning_schedule
-            if steps and due_sparsity(schedule, start + 1, start + steps) is None:
+            if not steps or not is_regular(schedule):
+                # To ask one of a user's own about every step could take minutes.
+                continue
+            if due_sparsity(schedule, start + 1, start + steps) is None:
                 warnings.warn(
                     f"{layer.name!r} will not be pruned: {steps} steps of training "
                     f"hold no update of {schedule.get_config()}. Lower its "

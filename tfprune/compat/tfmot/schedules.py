@@ -162,20 +162,36 @@ def due_sparsity(schedule, first, last):
         first: int, at least 1.
         last: int.
     """
+    found, due = _newest(schedule, first, last)
     end = getattr(schedule, "end_step", -1)
-    for step in range(last, first - 1, -1):
+    if max(first, (found or 0) + 1) <= end <= last:
+        at_end = float(schedule(end)[1])
+        in_force = due if found else _newest(schedule, 1, end - 1)[1]
+        return at_end if in_force != at_end else due
+    return due
+
+
+def _newest(schedule, first, last):
+    """Returns the last step at which an update is due, and its sparsity; or Nones."""
+    for step in _candidates(schedule, first, last):
         due, sparsity = schedule(step)
-        if bool(due) or (step == end and _last_before(schedule, step) != sparsity):
-            return float(sparsity)
-    return None
-
-
-def _last_before(schedule, step):
-    for earlier in range(step - 1, 0, -1):
-        due, sparsity = schedule(earlier)
         if bool(due):
-            return float(sparsity)
-    return None
+            return step, float(sparsity)
+    return None, None
+
+
+def is_regular(schedule) -> bool:
+    """Returns whether the steps of a schedule's updates are known without asking."""
+    return type(schedule) in (ConstantSparsity, PolynomialDecay)
+
+
+def _candidates(schedule, first, last) -> range:
+    """Returns the steps that may hold an update, the last one first."""
+    if not is_regular(schedule):
+        return range(last, first - 1, -1)
+    begin, every = schedule.begin_step, schedule.frequency
+    last = last if schedule.end_step < 0 else min(last, schedule.end_step)
+    return range(last - (last - begin) % every, max(first, begin) - 1, -every)
 
 
 def serialize(schedule):

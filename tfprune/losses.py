@@ -1,0 +1,32 @@
+"""The loss of a batch as a model computes it, beside its training."""
+
+import contextlib
+
+
+def loss_of(model, x, y, y_pred, sample_weight=None, training: bool = False):
+    """Returns the loss that a compiled model takes for a batch.
+
+    What a `fit` shows stays what it is: the means of losses and metrics that
+    `compute_loss` keeps, one for each output, do not see the batch.
+
+    Args:
+        model: compiled model; it may have a `compute_loss` of its own.
+        x: inputs.
+        y: targets.
+        y_pred: what the model returned.
+        sample_weight: weights of the samples, None for none.
+        training: whether the loss is that of training.
+    """
+    with _standing_still(model.metrics):
+        return model._compute_loss(x, y, y_pred, sample_weight, training)
+
+
+@contextlib.contextmanager
+def _standing_still(metrics):
+    for metric in metrics:
+        vars(metric)["update_state"] = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        for metric in metrics:
+            vars(metric).pop("update_state", None)
