@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "tfprune"
 FLOORS = {
     0: (
         "budget",
+        "checks",
         "masks",
         "schedules",
         "straight_through",

@@ -139,7 +139,7 @@ def test_bad_frequencies_are_refused(schedule, frequency):
 
 @pytest.mark.parametrize("power", [0, -1, float("nan"), float("inf"), "3", None])
 def test_bad_powers_are_refused(power):
-    with pytest.raises(ValueError, match="`power` must be a positive number"):
+    with pytest.raises(ValueError, match="`power` must be above 0"):
         Polynomial(power=power)
 
 

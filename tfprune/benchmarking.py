@@ -7,6 +7,7 @@ import time
 import keras
 import numpy as np
 
+from tfprune.checks import check_integer
 from tfprune.surgery import certificate
 
 
@@ -106,11 +107,9 @@ def benchmark(
     models = _named(models)
     if inputs is not None:
         batch_size = len(keras.tree.flatten(inputs)[0])
-    for argument, value in (("batch_size", batch_size), ("rounds", rounds)):
-        if value < 1:
-            raise ValueError(
-                f"`{argument}` must be at least 1. Received: {argument}={value}."
-            )
+    check_integer("batch_size", batch_size, 1)
+    check_integer("rounds", rounds, 1)
+    check_integer("warmup", warmup, 0)
     passes = [_compile(m, batch_size, seed, inputs, freeze) for m in models.values()]
     for run in passes:
         for _ in range(warmup):

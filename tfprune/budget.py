@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from tfprune.checks import check_integer, check_number
 from tfprune.patterns import as_patterns
 
 _TARGETS = ("flops_reduction", "params_reduction", "sparsity")
@@ -58,28 +59,19 @@ class Budget:
             given += ["n_of_m"] * (self.n_of_m is not None)
             raise ValueError(f"A budget has one target. Received: {', '.join(given)}.")
         for name in given:
-            check_fraction(name, getattr(self, name))
+            check_number(name, getattr(self, name), "[0, 1)", "the fraction to remove")
         _check_n_of_m(self.n_of_m)
         caps = self.max_sparsity
         if isinstance(caps, Mapping) and caps:
             as_patterns("max_sparsity", list(caps))
         for cap in caps.values() if isinstance(caps, Mapping) else [caps]:
-            if cap is not None and not (is_number(cap) and 0 <= cap <= 1):
-                raise ValueError(
-                    "`max_sparsity` must lie in [0, 1]: it is the largest fraction "
-                    f"removed from one group. Received: max_sparsity={caps}"
-                )
-        if not (is_number(self.in_force) and 0 <= self.in_force <= 1):
-            raise ValueError(
-                "`in_force` must lie in [0, 1]: it is the fraction of what `n_of_m` "
-                f"removes. Received: in_force={self.in_force!r}"
-            )
+            if cap is not None:
+                meaning = "the largest fraction removed from one group"
+                check_number("max_sparsity", cap, "[0, 1]", meaning)
+        what = "the fraction of what `n_of_m` removes"
+        check_number("in_force", self.in_force, "[0, 1]", what)
         for name in ("min_channels", "multiple_of"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(
-                    f"`{name}` must be an int of at least 1. Received: {name}={value!r}"
-                )
+            check_integer(name, getattr(self, name), 1)
 
     def __repr__(self) -> str:
         values = {each: getattr(self, each.name) for each in fields(self)}
@@ -113,20 +105,3 @@ def _check_n_of_m(n_of_m) -> None:
             "`n_of_m` must be two ints with 0 < n < m: of every m weights n stay, such "
             f"as (2, 4). Received: n_of_m={n_of_m!r}"
         )
-
-
-def is_number(value) -> bool:
-    """Returns whether a value is a number, and no bool."""
-    kinds = (int, float, np.floating, np.integer)
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def check_fraction(name: str, value) -> None:
-    number = is_number(value)
-    if number and 0 <= value < 1:
-        return
-    hint = f" For {value} % pass {value / 100}." if number and 1 < value < 100 else ""
-    raise ValueError(
-        f"`{name}` must lie in [0, 1): it is the fraction to remove. "
-        f"Received: {name}={value!r}.{hint}"
-    )

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfprune import training
 from tfprune.budget import Budget
+from tfprune.checks import check_integer, check_number
 from tfprune.graph import Graph
 from tfprune.masks import Masks
 from tfprune.selection import select
@@ -108,7 +109,7 @@ def winning_ticket(
         train(each.model)
     ```
     """
-    _check(sparsity, find, rounds, rewind_steps, scope)
+    _check(model, train, sparsity, find, rounds, rewind_steps, scope)
     start, masks = strip(model), None
     for number in range(1, rounds + 1):
         trained = strip(start) if masks is None else _masked(start, masks)
@@ -178,22 +179,27 @@ def _check_trained(model, before: list, train) -> None:
         )
 
 
-def _check(sparsity, find, rounds, rewind_steps, scope):
+def _check(model, train, sparsity, find, rounds, rewind_steps, scope):
     ways = [sparsity is not None, find is not None, isinstance(scope, Mapping)]
     if sum(ways) != 1:
         raise ValueError(
             "Exactly one of `sparsity`, `find` and a `scope` of fractions by path must "
             f"be given. Received: sparsity={sparsity}, find={find}, scope={scope}"
         )
-    if sparsity is not None and not 0 < sparsity < 1:
-        raise ValueError(f"`sparsity` must lie in (0, 1). Received: {sparsity}")
-    if not isinstance(rounds, int) or rounds < 1 or (rounds > 1 and find is not None):
+    for name, function in (("train", train), ("find", find or train)):
+        if not callable(function):
+            raise ValueError(
+                f"`{name}` must be a function. Received: {name}={function!r}"
+            )
+    if sparsity is not None:
+        check_number("sparsity", sparsity, "(0, 1)", "the fraction to leave out")
+    check_integer("rounds", rounds, 1)
+    check_integer("rewind_steps", rewind_steps, 0)
+    if rounds > 1 and find is not None:
         raise ValueError(
-            "`rounds` must be an int of at least 1, and 1 with `find`, which decides "
-            f"alone. Received: rounds={rounds!r}, find={find}"
+            "`rounds` must be 1 with `find`, which decides alone. "
+            f"Received: rounds={rounds!r}, find={find}"
         )
-    if not isinstance(rewind_steps, int) or rewind_steps < 0:
-        raise ValueError(
-            "`rewind_steps` must be an int, 0 or more. "
-            f"Received: rewind_steps={rewind_steps!r}"
-        )
+    if find is None:
+        # Raises for a scope that does not suit the model, before anything is trained.
+        _largest(Graph(strip(model), unit="weight"), sparsity, scope, 1.0)

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
+from tfprune.checks import check_number
 from tfprune.layers.kernels import is_kernel
+from tfprune.patterns import as_patterns
 from tfprune.radix_select import kth_largest
 from tfprune.regularizers import push
 
@@ -88,15 +90,15 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
         **kwargs,
     ):
         _check_amount(compression, sparsity, scope)
-        _check_range("momentum", momentum, momentum is not None and 0 <= momentum < 1)
-        decays = weight_decay is not None and 0 <= weight_decay < float("inf")
-        _check_range("weight_decay", weight_decay, decays)
+        check_number("momentum", momentum, "[0, 1)")
+        check_number("weight_decay", weight_decay, "[0, inf)")
         super().__init__(
             learning_rate=learning_rate, weight_decay=weight_decay, name=name, **kwargs
         )
         self.compression, self.sparsity = compression, sparsity
         self.momentum, self.nesterov, self.scope = momentum, nesterov, scope
-        self.include, self.exclude = _patterns(include), _patterns(exclude)
+        self.include = as_patterns("include", include) if include else []
+        self.exclude = as_patterns("exclude", exclude) if exclude else []
 
     def build(self, variables):
         if self.built:
@@ -268,14 +270,10 @@ def _matches(variable, patterns: list) -> bool:
     return any(fnmatch.fnmatchcase(path, f"*/{pattern}") for pattern in patterns)
 
 
-def _patterns(patterns) -> list:
-    return [patterns] if isinstance(patterns, str) else list(patterns or ())
-
-
 def _check_amount(compression, sparsity, scope):
     if isinstance(scope, Mapping):
         for pattern, fraction in scope.items():
-            _check_range(f"scope[{pattern!r}]", fraction, 0 <= fraction < 1)
+            check_number(f"scope[{pattern!r}]", fraction, "[0, 1)")
         if compression is not None or sparsity is not None:
             raise ValueError(
                 "`scope` gives the fraction to remove from each kernel, so neither "
@@ -295,22 +293,9 @@ def _check_amount(compression, sparsity, scope):
             f"sparsity={sparsity}"
         )
     if compression is not None:
-        _check_range("compression", compression, 1 <= compression < float("inf"))
+        check_number("compression", compression, "[1, inf)")
     else:
-        _check_range("sparsity", sparsity, 0 <= sparsity < 1)
-
-
-def _check_range(name, value, holds):
-    ranges = {
-        "compression": "1 or more",
-        "momentum": "in [0, 1)",
-        "weight_decay": "0 or more",
-    }
-    if not holds:
-        raise ValueError(
-            f"`{name}` must be {ranges.get(name, 'in [0, 1)')}. "
-            f"Received: {name}={value!r}"
-        )
+        check_number("sparsity", sparsity, "[0, 1)", "the fraction to remove")
 
 
 def _warn_of_regularizers(kernels: list):

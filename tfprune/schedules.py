@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfprune.checks import check_number, check_time, is_integer
+
 
 class Update(NamedTuple):
     """Masks are chosen anew after `step` steps, at `fraction` of the budget."""
@@ -51,7 +53,7 @@ class Constant:
     frequency: int | float = 0.05
 
     def __post_init__(self):
-        _check_time("begin", self.begin)
+        check_time("begin", self.begin)
         _check_frequency(self.frequency)
 
     def updates(self, total_steps):
@@ -86,7 +88,7 @@ class OneShot:
     at: int | float = 0
 
     def __post_init__(self):
-        _check_time("at", self.at)
+        check_time("at", self.at)
 
     def updates(self, total_steps=None):
         """Returns the one `Update` of a run of `total_steps` optimizer steps."""
@@ -169,11 +171,7 @@ class Polynomial:
 
     def __post_init__(self):
         _check_span(self)
-        if not (_is_real(self.power) and 0 < self.power < float("inf")):
-            raise ValueError(
-                "`power` must be a positive number. Received: "
-                f"power={self.power!r}. The usual choice is 3."
-            )
+        check_number("power", self.power, "(0, inf)", "the usual choice is 3")
 
     def updates(self, total_steps=None):
         """Returns the `Update`s of a run of `total_steps` optimizer steps."""
@@ -231,11 +229,11 @@ def _check_end(schedule, end, total_steps):
 
 
 def _check_span(schedule):
-    _check_time("begin", schedule.begin)
-    _check_time("end", schedule.end)
+    check_time("begin", schedule.begin)
+    check_time("end", schedule.end)
     _check_frequency(schedule.frequency)
     begin, end = schedule.begin, schedule.end
-    both_steps = _is_integer(begin) == _is_integer(end)
+    both_steps = is_integer(begin) == is_integer(end)
     if both_steps and begin > end:
         raise ValueError(
             "`begin` must not come after `end`. Received: "
@@ -243,30 +241,11 @@ def _check_span(schedule):
         )
 
 
-def _check_time(name, time):
-    if _is_integer(time) and time >= 0:
-        return
-    if _is_real(time) and not _is_integer(time) and 0 <= time <= 1:
-        return
-    raise ValueError(
-        f"`{name}` must be an int >= 0 (optimizer steps) or a float in [0, 1] "
-        f"(fraction of the run). Received: {name}={time!r}."
-    )
-
-
 def _check_frequency(frequency):
-    _check_time("frequency", frequency)
+    check_time("frequency", frequency)
     if frequency == 0:
         raise ValueError(
             "`frequency` must be positive: it is the time between two updates, as "
             "int (optimizer steps) or float (fraction of the run). Received: "
             f"frequency={frequency!r}."
         )
-
-
-def _is_integer(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _is_real(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tfprune import importances
-from tfprune.budget import Budget, check_fraction
+from tfprune.budget import Budget
+from tfprune.checks import check_number
 from tfprune.costs import Counter
 from tfprune.cuts import select_above, select_by_rule
 from tfprune.graph import Graph, WeightGraph
@@ -177,7 +178,8 @@ def _fractions(graph: Graph, scope) -> dict[str, float]:
         return {group.name: 1.0 for group in graph.groups}
     fractions: dict[str, float] = {}
     for pattern, fraction in scope.items():
-        check_fraction(f"scope[{pattern!r}]", fraction)
+        name = f"scope[{pattern!r}]"
+        check_number(name, fraction, "[0, 1)", "the fraction to remove")
         for group in graph.match(pattern):
             fractions.setdefault(group.name, float(fraction))
     return fractions

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tfprune.checks import check_number
+
 _BINS = 100
 
 
@@ -129,11 +131,7 @@ class Quantile:
     """
 
     def __init__(self, fraction: float):
-        if not 0 <= fraction < 1:
-            raise ValueError(
-                "`fraction` must lie in [0, 1): how much of all scales goes. "
-                f"Received: fraction={fraction!r}"
-            )
+        check_number("fraction", fraction, "[0, 1)", "how much of all scales goes")
         self.fraction = fraction
 
     def __call__(self, scales):

@@ -465,9 +465,9 @@ def test_no_custom_gradient_is_left_in_a_file(tmp_path, unit):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"strength": -1.0}, "`strength` must not be negative"),
+        ({"strength": -1.0}, "`strength` must be at least 0"),
         ({"min_density": 2.0}, r"`min_density` must lie in \[0, 1\]"),
-        ({"learning_rate": 0.0}, "`learning_rate` must be positive"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be above 0"),
         ({"mask_data": [1, 2]}, "`mask_data` must be a batched"),
         ({"budget": 0.5}, "`budget` must be"),
     ],
@@ -534,3 +534,18 @@ def test_scores_take_as_many_steps_as_weights():
     )
     model.fit(x, y, batch_size=8, verbose=0, callbacks=[callback])
     assert len(steps) == 5
+
+
+@pytest.mark.parametrize("unit", ["weight", "channel"])
+def test_floors_of_the_budget_hold(unit):
+    """The push is far too strong, and would close all but one."""
+    model = tfprune.prune_wrap(small_net(), TrainableMask, unit=unit)
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    random = np.random.default_rng(0)
+    x, y = (random.normal(size=(64, n)).astype("float32") for n in (6, 3))
+    budget = tfprune.Budget(sparsity=0.9, max_sparsity=0.4)
+    callback = MaskTraining(learning_rate=1.0, strength=1.0, budget=budget)
+    with pytest.warns(UserWarning, match="before the budget was met"):
+        model.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=[callback])
+    for mask in tfprune.read_masks(model).values():
+        assert 0.6 <= mask.mean() < 0.75

@@ -173,11 +173,35 @@ def test_snapshots_beside_prune_to_budget(model, data, tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "points"),
-    [("{flops_reduction}.h5", [0.5]), ("a.keras", [0.1, 0.2]), ("a.keras", [1.5])],
+    [
+        ("{flops_reduction}.h5", [0.5]),
+        ("a.keras", [0.1, 0.2]),
+        ("a.keras", [0.5]),
+        ("{sparsity}.keras", [0.5]),
+        ("{flops_reduction}.keras", [1.5]),
+        ("{flops_reduction}.keras", ["half"]),
+        ("{flops_reduction}.keras", []),
+    ],
 )
 def test_bad_snapshots(path, points):
     with pytest.raises(ValueError, match="must"):
         Snapshots(path, points)
+
+
+def test_snapshots_are_refused_before_training(model, data, tmp_path):
+    snapshots = Snapshots(tmp_path / "none" / "{flops_reduction}.keras", 0.3)
+    with pytest.raises(FileNotFoundError, match="existing directory"):
+        train(model, data, snapshots)
+    masked = tfprune.prune_wrap(tfprune.strip(model), tfprune.layers.WeightMask)
+    snapshots = Snapshots(tmp_path / "{flops_reduction}.keras", 0.3)
+    with pytest.raises(ValueError, match="make none smaller"):
+        train(compiled(masked), data, snapshots)
+
+
+def test_patterns_of_weights_are_no_budget_for_channels(model, data):
+    callback = TickTock(dataset(data), Budget(n_of_m=(2, 4)), **QUICK)
+    with pytest.raises(ValueError, match="`n_of_m` is for masks on weights"):
+        train(model, data, callback)
 
 
 # What trains -------------------------------------------------------------------------

@@ -436,7 +436,7 @@ def test_schedule_contract(schedule):
             lambda: api.ConstantSparsity(1.0, 0),
             r"`target_sparsity` must lie in \[0, 1\)",
         ),
-        (lambda: api.ConstantSparsity(0.5, -1), "`begin_step` must not be negative"),
+        (lambda: api.ConstantSparsity(0.5, -1), "`begin_step` must be an int of at least 0"),
         (lambda: api.ConstantSparsity(0.5, 5, 3), "`end_step` must not come before"),
         (lambda: api.ConstantSparsity(0.5, 0, frequency=0), "`frequency` must be"),
         (lambda: api.PolynomialDecay(0.1, 0.5, 0, -1), "`end_step` must be given"),

@@ -293,7 +293,7 @@ def test_what_does_not_fit_is_refused():
             "`drop_rate` must lie",
         ),
         (lambda: TargetedDropout(dense(np.eye(2)), unit="row"), "`unit` must be"),
-        (lambda: NetworkSurgery(gamma=-1.0), "must not be negative"),
+        (lambda: NetworkSurgery(gamma=-1.0), "`gamma` must be at least 0"),
         (lambda: NetworkSurgery(stop=1.5), "`stop` must be an int >= 0"),
     ):
         with pytest.raises(ValueError, match=message):

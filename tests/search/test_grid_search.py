@@ -142,13 +142,30 @@ def test_a_trial_that_is_lost_on_ray_goes_on(cluster, tmp_path):
         ({"build": None}, "`build` must be a function"),
         ({"flops_reduction": 50}, "`flops_reduction` must lie in"),
         ({"tolerance": 0}, "`tolerance` must lie in"),
-        ({"max_trials": 0}, "`max_trials` at least 1"),
-        ({"strength": 0}, "`strength` be above 0"),
+        ({"max_trials": 0}, "`max_trials` must be an int of at least 1"),
+        ({"strength": 0}, "`strength` must be above 0"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         GridSearch(**{"build": build, **ARGUMENTS, **arguments})
+
+
+def test_a_trial_that_diverges_is_no_end():
+    """Its weights are no numbers, so nothing can be told of its scales."""
+    built = []
+
+    def diverging(regularizer):
+        model = build(regularizer)
+        built.append(regularizer.strength)
+        if len(built) == 1:
+            model.optimizer.learning_rate = float("nan")
+        return model
+
+    result = run(GridSearch(diverging, **{**ARGUMENTS, "max_trials": 2}))
+    first, second = result.trials
+    assert (first.flops_reduction, first.accuracy) == (0.0, float("-inf"))
+    assert np.isfinite(second.accuracy) and result.best == second
 
 
 def test_a_build_without_compile():

@@ -55,6 +55,12 @@ class BudgetedCallback(keras.callbacks.Callback):
                 f"model are masks on weights. Received: model={self.model.name!r}. "
                 "Wrap it with `tfprune.layers.ChannelGate`."
             )
+        if unit == "channel" and self.budget.n_of_m is not None:
+            raise ValueError(
+                "A budget of `n_of_m` is for masks on weights, and the gates of the "
+                f"model are on channels. Received: budget={self.budget}. Wrap it with "
+                "`tfprune.layers.WeightMask`."
+            )
         block = {} if self.block is None else {"block": self.block}
         self.graph = Graph(self.model, unit=unit, **block)
         self._dense = cost(self.graph) if unit == "channel" else None

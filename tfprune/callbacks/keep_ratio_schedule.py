@@ -5,6 +5,7 @@ import bisect
 import keras
 
 from tfprune import training
+from tfprune.checks import check_number
 from tfprune.runtime.gates import gates_of
 from tfprune.schedules import Periodic
 
@@ -46,10 +47,7 @@ class KeepRatioSchedule(keras.callbacks.Callback):
 
     def __init__(self, keep_ratio, schedule=None):
         super().__init__()
-        if not 0 < keep_ratio <= 1:
-            raise ValueError(
-                f"`keep_ratio` must be in (0, 1]. Received: keep_ratio={keep_ratio}"
-            )
+        check_number("keep_ratio", keep_ratio, "(0, 1]")
         self.keep_ratio = keep_ratio
         self.schedule = Periodic() if schedule is None else schedule
 

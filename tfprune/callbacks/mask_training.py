@@ -12,8 +12,10 @@ from tfprune.callbacks.score_updates import (
     scored_channels,
     scored_kernels,
 )
+from tfprune.checks import check_number
 from tfprune.costs import Counter
 from tfprune.losses import loss_of
+from tfprune.selection import most_removed
 from tfprune.surgery.mask import gate_masks
 
 
@@ -46,8 +48,8 @@ class MaskTraining(BudgetedCallback):
             mean over a batch. Defaults to 3e-4.
         budget: a `tfprune.Budget`: nothing is pushed down any more while it is met; a
             density of d is `Budget(sparsity=1 - d)`. With `flops_reduction` channels
-            are pushed in proportion to the work they make. Defaults to None: the push
-            goes on.
+            are pushed in proportion to the work they make. `max_sparsity` and
+            `min_channels` hold for every layer. Defaults to None: the push goes on.
         hysteresis: float. How far a score is put beyond the threshold when it crosses,
             so that it does not come back at once. Defaults to 0.
         min_density: float. The share of scores of a layer that stays open in any case,
@@ -239,11 +241,34 @@ class MaskTraining(BudgetedCallback):
                 "`tfprune.prune_wrap(model, tfprune.layers.TrainableMask)`."
             )
         sizes = [int(np.prod(each.scores.shape)) for each in scored]
-        least = [int(np.ceil(self.min_density * size)) for size in sizes]
+        least = [
+            max(int(np.ceil(self.min_density * size)), floor)
+            for size, floor in zip(sizes, self._floors(scored), strict=True)
+        ]
         target = None
         if self._has_budget and not is_channels:
             target = int(sum(sizes) * (1 - self.budget.target[1]) + 1e-6)
         return ScoreUpdates(scored, self.strength, self.hysteresis, least, target)
+
+    def _floors(self, scored) -> list[int]:
+        """Returns how many scores of each variable the budget keeps in any case."""
+        if not self._has_budget:
+            return [0] * len(scored)
+        graph = self.graph
+        sizes = np.array([group.size for group in graph.groups])
+        least = sizes - most_removed(graph, self.budget)
+        if graph.unit == "weight":
+            by_name = dict(zip((g.name for g in graph.groups), least, strict=True))
+            return [int(by_name[each.name]) for each in scored]
+        group_of = np.full(graph.num_units + 1, len(sizes))
+        for number, units in enumerate(graph.members):
+            group_of[units] = number
+        units = {id(v): graph.units(labels) for v, labels in gate_masks(graph)}
+        counts = [
+            np.bincount(group_of[units[id(each.mask)]], minlength=len(sizes))
+            for each in scored
+        ]
+        return [int(np.minimum(own[: len(sizes)], least).sum()) for own in counts]
 
     def _work(self) -> dict:
         """Returns how much work each channel makes, beside the mean, for its push."""
@@ -292,22 +317,16 @@ class MaskTraining(BudgetedCallback):
                 )
 
     def _check_arguments(self):
-        for name in ("strength", "hysteresis"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"`{name}` must not be negative. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
-        if not 0 <= self.min_density <= 1:
+        if self.budget.multiple_of != 1:
             raise ValueError(
-                "`min_density` must lie in [0, 1]. "
-                f"Received: min_density={self.min_density!r}"
+                "`MaskTraining` learns masks one by one, so it cannot round widths. "
+                f"Received: budget={self.budget}. Use `multiple_of=1`."
             )
-        if not callable(self.learning_rate) and not self.learning_rate > 0:
-            raise ValueError(
-                "`learning_rate` must be positive. Received: "
-                f"learning_rate={self.learning_rate!r}"
-            )
+        check_number("strength", self.strength, "[0, inf)")
+        check_number("hysteresis", self.hysteresis, "[0, inf)")
+        check_number("min_density", self.min_density, "[0, 1]")
+        if not callable(self.learning_rate):
+            check_number("learning_rate", self.learning_rate, "(0, inf)")
 
 
 def _num_batches(data):

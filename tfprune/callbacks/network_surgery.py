@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfprune import training
 from tfprune.callbacks.budgeted import describe
+from tfprune.checks import check_number, check_time
 from tfprune.graph import Graph
 from tfprune.layers import SplicedMask
 from tfprune.surgery import masks_in
@@ -58,17 +59,11 @@ class NetworkSurgery(keras.callbacks.Callback):
         self.power = power
         self.stop = stop
         self.seed = seed
-        is_steps = isinstance(stop, numbers.Integral)
-        if not (stop >= 0 if is_steps else 0 <= stop <= 1):
-            raise ValueError(
-                "`stop` must be an int >= 0 (steps) or a float in [0, 1] (fraction of "
-                f"the run). Received: stop={stop!r}"
-            )
-        if gamma < 0 or power < 0:
-            raise ValueError(
-                "`gamma` and `power` must not be negative. "
-                f"Received: gamma={gamma!r}, power={power!r}"
-            )
+        check_time("stop", stop)
+        check_number("gamma", gamma, "[0, inf)")
+        check_number("power", power, "[0, inf)")
+        for pattern, factor in self.c.items():
+            check_number(f"c[{pattern!r}]", factor, "(-inf, inf)")
 
     def set_model(self, model):
         super().set_model(model)

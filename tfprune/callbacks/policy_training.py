@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfprune import training
+from tfprune.checks import check_integer, check_number, check_time, is_number
 from tfprune.layers.runtime_policy import WarmUp
 from tfprune.runtime.gates import gates_of
 from tfprune.runtime.learning import Learner
@@ -80,15 +81,13 @@ class PolicyTraining(keras.callbacks.Callback):
         seed=0,
     ):
         super().__init__()
-        if not (isinstance(every, int) and every > 0):
-            raise ValueError(f"`every` must be an int above 0. Received: every={every}")
-        for name, epochs in {"settle": settle, "warm_up": warm_up}.items():
-            if epochs < 0 or (isinstance(epochs, float) and epochs > 1):
-                raise ValueError(
-                    f"`{name}` must be an int of at least 0 or a float in [0, 1]. "
-                    f"Received: {name}={epochs}"
-                )
-        if penalty >= 0:
+        check_integer("every", every, 1)
+        if batches is not None:
+            check_integer("batches", batches, 1)
+        check_time("settle", settle, "epochs")
+        check_time("warm_up", warm_up, "epochs")
+        check_number("learning_rate", learning_rate, "(0, inf)")
+        if not is_number(penalty) or penalty >= 0:
             raise ValueError(f"`penalty` must be below 0. Received: penalty={penalty}")
         self.agent_data, self.batches, self.every = agent_data, batches, every
         self.settle_at, self.learning_rate = settle, learning_rate

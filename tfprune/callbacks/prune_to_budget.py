@@ -89,6 +89,11 @@ class PruneToBudget(BudgetedCallback):
         self.importance = importances.get(importance)
         _check_data(self.importance, data)
         self.schedule = Polynomial() if schedule is None else schedule
+        if not callable(getattr(self.schedule, "updates", None)):
+            raise ValueError(
+                "`schedule` must be one of `tfprune.schedules`, such as "
+                f"`Polynomial(end=0.5)`. Received: schedule={schedule!r}"
+            )
         self.scope = scope
         self.data = data
 
@@ -198,6 +203,12 @@ class PruneToBudget(BudgetedCallback):
 
 
 def _check_data(importance, data):
+    if isinstance(data, tuple):
+        raise ValueError(
+            "`data` must be a dataset of batches `(x, y)`, not arrays. Received: a "
+            f"tuple of {len(data)}. Make one with "
+            "`tf.data.Dataset.from_tensor_slices((x, y)).batch(128)`."
+        )
     if importances.needs_data(importance) == (data is not None):
         return
     what = "needs data" if data is None else "takes no data"

@@ -203,9 +203,14 @@ class ScoreUpdates:
 def _taken_back(scores, was_open, moved, least):
     """Returns scores, whether and how many are open, without moves that must not be."""
     moved = tf.where(tf.math.is_finite(moved), moved, scores)
-    # A layer that has all but closed gets no gradients to open it again.
-    is_empty = _count(moved > 0) < least
-    moved = tf.where(tf.logical_and(is_empty, was_open), scores, moved)
+    # A layer that has all but closed gets no gradients to open it again: of those that
+    # are about to close, the best stay.
+    closing = tf.logical_and(was_open, moved <= 0)
+    missing = tf.minimum(least - _count(moved > 0), _count(closing))
+    values = tf.reshape(tf.where(closing, moved, moved.dtype.min), (-1,))
+    best, _ = tf.math.top_k(values, tf.maximum(missing, 1))
+    stays = closing & (moved >= best[-1]) & (missing > 0)
+    moved = tf.where(stays, scores, moved)
     is_open = moved > 0
     return moved, is_open, _count(is_open)
 

@@ -1,13 +1,15 @@
 """Small models on the way to the budget."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import keras
 
-from tfprune import training
+from tfprune import training, writing
+from tfprune.checks import check_number
 from tfprune.surgery import compact
+from tfprune.surgery.gates import has_kernel_gates
 
 
 class Snapshots(keras.callbacks.Callback):
@@ -20,11 +22,13 @@ class Snapshots(keras.callbacks.Callback):
         path: path of the `.keras` files, with a place for the point, such as
             `"resnet-{flops_reduction:.2f}.keras"`.
         flops_reduction: fractions of the multiply-accumulates removed at which to save,
-            such as `(0.4, 0.5, 0.6)`.
+            such as `(0.4, 0.5, 0.6)`, or one.
 
     Raises:
         ValueError: if the path does not end in `.keras` or has no place for the point,
-            or a point is not in (0, 1).
+            or a point is not in (0, 1); when training begins, if masks on single
+            weights are pruned, which make nothing smaller.
+        FileNotFoundError: when training begins, if there is no such directory.
         FileExistsError: when training begins, if there are such files already.
 
     Example:
@@ -35,17 +39,20 @@ class Snapshots(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, path, flops_reduction: Sequence[float]):
+    def __init__(self, path, flops_reduction: float | Iterable[float]):
         super().__init__()
         self.path = str(path)
-        self.points = tuple(sorted(flops_reduction))
-        if not self.points or not all(0 < point < 1 for point in self.points):
+        is_list = isinstance(flops_reduction, Iterable)
+        points = list(flops_reduction) if is_list else [flops_reduction]
+        if not points:
             raise ValueError(
                 "`flops_reduction` must be fractions in (0, 1), such as (0.4, 0.6). "
                 f"Received: flops_reduction={flops_reduction!r}"
             )
-        names = {self._path_at(point) for point in self.points}
-        if len(names) < len(self.points) or not self.path.endswith(".keras"):
+        for point in points:
+            check_number("flops_reduction", point, "(0, 1)", "the fraction removed")
+        self.points = tuple(sorted(set(points)))
+        if not self._has_places() or not self.path.endswith(".keras"):
             raise ValueError(
                 "`path` must end in .keras and have a place for the point, such as "
                 f"'small-{{flops_reduction:.2f}}.keras'. Received: path={path!r}"
@@ -54,6 +61,16 @@ class Snapshots(keras.callbacks.Callback):
     def set_model(self, model):
         super().set_model(model)
         training.announce(self, model)
+
+    def on_train_begin(self, logs=None):
+        if has_kernel_gates(self.model):
+            raise ValueError(
+                "`Snapshots` saves models that have become smaller, and masks on "
+                f"weights make none smaller. Received: model={self.model.name!r}. Use "
+                "`keras.callbacks.ModelCheckpoint`."
+            )
+        for point in self.points:
+            writing.check_path(self._path_at(point), ".keras", overwrite=True)
 
     def on_epoch_begin(self, epoch, logs=None):
         old = [path for path in map(self._path_at, self.points) if path.exists()]
@@ -81,6 +98,15 @@ class Snapshots(keras.callbacks.Callback):
         """Returns what is saved in the current `fit`, as text."""
         points = ", ".join(f"{point:.2f}" for point in self.points)
         return f"Snapshots: {self.path} at flops_reduction={points}"
+
+    def _has_places(self) -> bool:
+        try:
+            names = {self._path_at(point) for point in self.points}
+            return len(names) == len(self.points) and self._path_at(0) != self._path_at(
+                1
+            )
+        except (KeyError, IndexError, ValueError):
+            return False
 
     def _path_at(self, point):
         return Path(self.path.format(flops_reduction=point))

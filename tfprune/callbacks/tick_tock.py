@@ -9,6 +9,7 @@ import numpy as np
 from tfprune import training
 from tfprune.callbacks.budgeted import BudgetedCallback, describe
 from tfprune.callbacks.ticks import Ticks
+from tfprune.checks import check_number, is_integer, is_number
 from tfprune.importances.members import check_reduction
 from tfprune.shares import remove_share
 
@@ -282,26 +283,22 @@ class TickTock(BudgetedCallback):
     # Bad input ---------------------------------------------------------------------
 
     def _check_arguments(self):
-        if self.share is not None and not 0 < self.share < 1:
-            raise ValueError(
-                "`share` must lie in (0, 1): the fraction of the filters left that one "
-                f"Tick closes, such as 0.002. Received: share={self.share!r}"
-            )
-        if len(self.cycle) != 2 or min(self.cycle) < 1:
+        if self.share is not None:
+            what = "the fraction of the filters left that one Tick closes"
+            check_number("share", self.share, "(0, 1)", f"{what}, such as 0.002")
+        if not _is_pair(self.cycle, is_integer) or min(self.cycle) < 1:
             raise ValueError(
                 "`cycle` must be `(ticks, tock_epochs)`, two ints of at least 1. "
                 f"Received: cycle={self.cycle!r}"
             )
         rates = self.learning_rates
-        if rates is not None and not 0 < rates[0] <= rates[1]:
+        is_pair = rates is None or _is_pair(rates, is_number)
+        if not is_pair or (rates is not None and not 0 < rates[0] <= rates[1]):
             raise ValueError(
                 "`learning_rates` must be `(lowest, highest)` with 0 < lowest <= "
                 f"highest, or None. Received: learning_rates={rates!r}"
             )
-        if self.gate_l1 < 0:
-            raise ValueError(
-                f"`gate_l1` must be at least 0. Received: gate_l1={self.gate_l1!r}"
-            )
+        check_number("gate_l1", self.gate_l1, "[0, inf)")
         if self.budget.multiple_of != 1:
             raise ValueError(
                 "`TickTock` closes few gates at a time, so it cannot round widths. "
@@ -370,6 +367,10 @@ class TickTock(BudgetedCallback):
                 f"{self.budget}. Ask for less, or lower `min_channels` or raise "
                 "`max_sparsity`."
             )
+
+
+def _is_pair(value, kind) -> bool:
+    return isinstance(value, (tuple, list)) and [*map(kind, value)] == [True, True]
 
 
 def _num_batches(data):

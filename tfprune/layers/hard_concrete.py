@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from tfprune.checks import check_number
 from tfprune.layers.kernel_gate import KernelGate
 from tfprune.layers.swapping import in_training
 
@@ -45,14 +46,8 @@ class HardConcrete(KernelGate):
     def __init__(
         self, layer, strength=1e-4, droprate=0.5, seed=None, kernels=None, **kwargs
     ):
-        if not 0 < droprate < 1:
-            raise ValueError(
-                f"`droprate` must lie in (0, 1). Received: droprate={droprate!r}"
-            )
-        if not 0 <= strength < float("inf"):
-            raise ValueError(
-                f"`strength` must not be negative. Received: strength={strength!r}"
-            )
+        check_number("droprate", droprate, "(0, 1)")
+        check_number("strength", strength, "[0, inf)")
         self.strength = strength
         self.droprate = droprate
         self.seed = seed

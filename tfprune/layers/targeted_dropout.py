@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfprune.checks import check_integer, check_number
 from tfprune.layers.kernel_gate import KernelGate
 from tfprune.layers.swapping import in_training
 
@@ -47,19 +48,12 @@ class TargetedDropout(KernelGate):
         kernels=None,
         **kwargs,
     ):
-        for name, rate in (("target_rate", target_rate), ("drop_rate", drop_rate)):
-            if not 0 <= rate <= 1:
-                raise ValueError(
-                    f"`{name}` must lie in [0, 1]. Received: {name}={rate!r}"
-                )
+        check_number("target_rate", target_rate, "[0, 1]")
+        check_number("drop_rate", drop_rate, "[0, 1]")
+        check_integer("ramp_steps", ramp_steps, 0)
         if unit not in ("weight", "column"):
             raise ValueError(
                 f'`unit` must be "weight" or "column". Received: unit={unit!r}'
-            )
-        if not isinstance(ramp_steps, int) or ramp_steps < 0:
-            raise ValueError(
-                "`ramp_steps` must be an int of at least 0. "
-                f"Received: ramp_steps={ramp_steps!r}"
             )
         self.target_rate = target_rate
         self.drop_rate = drop_rate

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from tfprune.checks import check_number
 from tfprune.regularizers.over_scales import OverScales
 
 
@@ -56,10 +57,7 @@ class GroupHoyerSquare(keras.regularizers.Regularizer):
     """
 
     def __init__(self, strength=1e-3):
-        if isinstance(strength, bool) or not float(strength) >= 0:
-            raise ValueError(
-                f"`strength` must be at least 0. Received: strength={strength!r}"
-            )
+        check_number("strength", strength, "[0, inf)")
         self.strength = float(strength)
 
     def __call__(self, x):

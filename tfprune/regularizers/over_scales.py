@@ -5,6 +5,8 @@ import abc
 import keras
 from keras import ops
 
+from tfprune.checks import check_number
+
 
 class OverScales(keras.regularizers.Regularizer, abc.ABC):
     """Base of the regularizers over all scale factors of a model, as one vector.
@@ -26,10 +28,7 @@ class OverScales(keras.regularizers.Regularizer, abc.ABC):
     pull: float | None = None
 
     def __init__(self, strength: float):
-        if isinstance(strength, bool) or not float(strength) >= 0:
-            raise ValueError(
-                f"`strength` must be at least 0. Received: strength={strength!r}"
-            )
+        check_number("strength", strength, "[0, inf)")
         self.strength = float(strength)
 
     @abc.abstractmethod

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from tfprune.checks import check_number
 from tfprune.regularizers.over_scales import OverScales
 
 
@@ -43,11 +44,9 @@ class Polarization(OverScales):
 
     def __init__(self, t=1.2, strength=1e-4, upper=None):
         super().__init__(strength)
-        if upper is not None and not upper > 0:
-            raise ValueError(
-                "`upper` must be above 0: the largest a scale may get. "
-                f"Received: upper={upper!r}"
-            )
+        check_number("t", t, "[0, inf)")
+        if upper is not None:
+            check_number("upper", upper, "(0, inf)", "the largest a scale may get")
         self.t = float(t)
         self.upper = None if upper is None else float(upper)
 

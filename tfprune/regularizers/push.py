@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from tfprune.checks import check_number
+
 
 def push(strength, learning_rate, steps: int, momentum: float = 0.0) -> float:
     """Returns how far a constant pull of 1 times `strength` moves a weight with SGD.
@@ -30,12 +32,8 @@ def push(strength, learning_rate, steps: int, momentum: float = 0.0) -> float:
     >>> round(tfprune.regularizers.push(5e-5, 0.1, steps=10_000, momentum=0.9), 6)
     0.5
     """
-    if not 0 <= momentum < 1:
-        raise ValueError(
-            f"`momentum` must lie in [0, 1). Received: momentum={momentum!r}"
-        )
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1. Received: steps={steps!r}")
+    check_number("momentum", momentum, "[0, 1)")
+    check_number("steps", steps, "[1, inf)")
     total = _sum_of_rates(learning_rate, int(steps))
     return float(strength * total / (1 - momentum))
 
@@ -60,8 +58,7 @@ def strength_for_push(
     >>> round(strength, 6)
     0.0015
     """
-    if not wanted > 0:
-        raise ValueError(f"`wanted` must be above 0. Received: wanted={wanted!r}")
+    check_number("wanted", wanted, "(0, inf)")
     return wanted / push(1.0, learning_rate, steps, momentum)
 
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfprune.checks import check_number
 from tfprune.graph.flows import is_elementwise, keeps_zero
 from tfprune.graph.nodes import (
     as_functional,
@@ -91,10 +92,8 @@ def deploy(
     """
     gates = gates_of(model)
     _check(model, gates, mode)
-    if overhead is not None and not overhead >= 0:
-        raise ValueError(
-            f"`overhead` must be at least 0. Received: overhead={overhead}"
-        )
+    if overhead is not None:
+        check_number("overhead", overhead, "[0, inf)")
     plain = faster(compact(model), small_maps=False)
     if mode == "mask":
         return plain

@@ -43,7 +43,11 @@ class Algorithm1:
         return any(abs(self.error(trial)) < self.tolerance for trial in trials)
 
     def best(self, trials: Sequence[Trial]) -> Trial | None:
-        """Returns the most accurate trial within the tolerance, else the closest."""
+        """Returns the most accurate trial within the tolerance, else the closest.
+
+        One that diverged is the best only if all did.
+        """
+        trials = [x for x in trials if math.isfinite(x.accuracy)] or trials
         inside = [x for x in trials if abs(self.error(x)) < self.tolerance]
         if inside:
             return max(inside, key=lambda x: (x.accuracy, -abs(self.error(x))))

@@ -6,6 +6,7 @@ import numpy as np
 
 from tfprune import evaluating, importances
 from tfprune.budget import Budget
+from tfprune.checks import check_integer
 from tfprune.graph import Graph
 from tfprune.masks import Masks
 from tfprune.search.ddpg import DDPG
@@ -104,7 +105,9 @@ class AMC:
         Returns:
             `AMCResult`.
         """
-        if not 1 <= random_episodes <= episodes:
+        check_integer("episodes", episodes, 1)
+        check_integer("random_episodes", random_episodes, 1)
+        if random_episodes > episodes:
             raise ValueError(
                 "`random_episodes` must lie in [1, episodes]. Received: "
                 f"random_episodes={random_episodes}, episodes={episodes}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 
+from tfprune.checks import check_integer, check_number
 from tfprune.search.algorithm import Algorithm1
 from tfprune.search.training import Job, run_trial, trial_directory
 from tfprune.search.trials import SearchResult, TrialFile
@@ -72,18 +73,12 @@ class GridSearch:
                 "`build` must be a function `build(regularizer) -> compiled model`. "
                 f"Received: {self.build!r}"
             )
-        if not 0 < self.flops_reduction < 1:
-            raise ValueError(
-                "`flops_reduction` must lie in (0, 1): the fraction to remove. "
-                f"Received: flops_reduction={self.flops_reduction!r}"
-            )
-        if not 0 < self.tolerance < 1 or not self.strength > 0 or self.max_trials < 1:
-            raise ValueError(
-                "`tolerance` must lie in (0, 1), `strength` be above 0 and "
-                "`max_trials` at least 1. Received: tolerance="
-                f"{self.tolerance!r}, strength={self.strength!r}, "
-                f"max_trials={self.max_trials!r}"
-            )
+        what = "the fraction to remove"
+        check_number("flops_reduction", self.flops_reduction, "(0, 1)", what)
+        check_number("tolerance", self.tolerance, "(0, 1)")
+        check_number("strength", self.strength, "(0, inf)")
+        check_number("t", self.t, "[0, inf)")
+        check_integer("max_trials", self.max_trials, 1)
 
     def run(
         self,

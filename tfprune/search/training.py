@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from tfprune.costs import cost
 from tfprune.evaluating import as_fit_takes_it, evaluate, score
@@ -53,6 +54,11 @@ def run_trial(job: Job, strength: float, t: float, callbacks=()) -> Trial:
     # Those of the search first: they bring back a state that the others should see.
     callbacks = [*callbacks, *arguments.pop("callbacks", ())]
     model.fit(x, callbacks=callbacks, **arguments)
+    weights = model.get_weights()
+    if not all(np.isfinite(np.sum(each)) for each in weights if each.dtype.kind == "f"):
+        # Diverged: one such trial is no end of a search.
+        nothing = float("-inf")
+        return Trial(strength, t, 0.0, nothing, time.perf_counter() - start)
     graph = Graph(model)
     masks = select(graph, Scale(), threshold=job.threshold)
     reduction = 1 - cost(graph, masks).macs / cost(graph).macs

@@ -15,7 +15,8 @@ class Trial:
         t: float, of the regularizer.
         flops_reduction: float: what the threshold removes.
         accuracy: float: the model's first metric after pruning, before fine-tuning,
-            negated where less of it is better; the negated loss if it has none.
+            negated where less of it is better; the negated loss if it has none;
+            minus infinity for a training that diverged.
         seconds: float: how long it took.
     """
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfprune.budget import is_number
+from tfprune.checks import check_number
 from tfprune.costs import cost
 from tfprune.graph import Graph, as_graph
 from tfprune.surgery.compact import compact_unverified
@@ -39,11 +39,7 @@ def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras
 
     >>> narrow = tfprune.scale_width(keras.applications.ResNet50(weights=None), 0.7)
     """
-    if not is_number(width) or not 0 < width <= 1:
-        raise ValueError(
-            "`width` must lie in (0, 1]: the fraction of the channels that stay. "
-            f"Received: width={width!r}"
-        )
+    check_number("width", width, "(0, 1]", "the fraction of the channels that stay")
     graph = as_graph(model)
     if has_gates(graph.model):
         raise ValueError(

@@ -5,6 +5,8 @@ import abc
 import keras
 import tensorflow as tf
 
+from tfprune.checks import check_integer, check_number
+
 
 class PruningSchedule(abc.ABC):
     """Says for every training step whether to prune and to which sparsity.
@@ -27,10 +29,9 @@ class PruningSchedule(abc.ABC):
 
     def _validate_step(self, begin_step, end_step, frequency, allow_negative_1):
         """Raises ValueError for steps that make no schedule."""
-        if begin_step < 0:
-            raise ValueError(
-                f"`begin_step` must not be negative. Received: begin_step={begin_step}"
-            )
+        check_integer("begin_step", begin_step, 0)
+        check_integer("end_step", end_step, -1)
+        check_integer("frequency", frequency, 1)
         if not allow_negative_1 and end_step == -1:
             raise ValueError("`end_step` must be given. Received: end_step=-1")
         if end_step != -1 and end_step < begin_step:
@@ -38,18 +39,10 @@ class PruningSchedule(abc.ABC):
                 "`end_step` must not come before `begin_step`. Received: "
                 f"begin_step={begin_step}, end_step={end_step}"
             )
-        if frequency <= 0:
-            raise ValueError(
-                f"`frequency` must be positive. Received: frequency={frequency}"
-            )
 
     def _validate_sparsity(self, sparsity, variable_name):
         """Raises ValueError unless a sparsity lies in [0, 1)."""
-        if not 0.0 <= sparsity < 1.0:
-            raise ValueError(
-                f"`{variable_name}` must lie in [0, 1). "
-                f"Received: {variable_name}={sparsity}"
-            )
+        check_number(variable_name, sparsity, "[0, 1)")
 
     @abc.abstractmethod
     def __call__(self, step):

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from tfprune import surgery
+from tfprune.checks import is_integer
 from tfprune.compat.tfmot import schedules
 from tfprune.largest import largest
 from tfprune.layers import WeightMask
@@ -58,9 +59,16 @@ class PruneLowMagnitude(WeightMask):
                 '`block_pooling_type` must be "AVG" or "MAX". '
                 f"Received: block_pooling_type={block_pooling_type!r}"
             )
+        _check_block(block_size, sparsity_m_by_n)
         self.pruning_schedule = schedules.deserialize(
             pruning_schedule or schedules.ConstantSparsity(0.5, 0)
         )
+        if not callable(self.pruning_schedule):
+            raise ValueError(
+                "`pruning_schedule` must be a `PruningSchedule`, such as "
+                "`ConstantSparsity(0.5, 0)`. "
+                f"Received: pruning_schedule={pruning_schedule!r}"
+            )
         self.block_size = tuple(block_size)
         self.block_pooling_type = block_pooling_type
         self.sparsity_m_by_n = sparsity_m_by_n and tuple(sparsity_m_by_n)
@@ -122,6 +130,24 @@ class PruneLowMagnitude(WeightMask):
             "block_pooling_type": self.block_pooling_type,
             "sparsity_m_by_n": self.sparsity_m_by_n,
         }
+
+
+def _check_block(block_size, m_by_n) -> None:
+    def are_two_ints(pair):
+        return (
+            isinstance(pair, (tuple, list)) and [*map(is_integer, pair)] == [True] * 2
+        )
+
+    if not are_two_ints(block_size) or min(block_size) < 1:
+        raise ValueError(
+            "`block_size` must be `(height, width)`, two ints of at least 1. "
+            f"Received: block_size={block_size!r}"
+        )
+    if m_by_n and not (are_two_ints(m_by_n) and 0 < m_by_n[0] < m_by_n[1]):
+        raise ValueError(
+            "`sparsity_m_by_n` must be two ints `(m, n)` with 0 < m < n: m zeros in "
+            f"every n weights, such as (2, 4). Received: sparsity_m_by_n={m_by_n!r}"
+        )
 
 
 def _before_the_first(shape, dtype=None):
