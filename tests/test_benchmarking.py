@@ -109,8 +109,8 @@ def test_the_models_are_not_changed():
     [
         ([], {}, "Received: none"),
         ({"a": "model"}, {}, "something else under"),
-        (None, {"rounds": 0}, "`rounds` must be at least 1"),
-        (None, {"batch_size": 0}, "`batch_size` must be at least 1"),
+        (None, {"rounds": 0}, "`rounds` must be an int of at least 1"),
+        (None, {"batch_size": 0}, "`batch_size` must be an int of at least 1"),
     ],
 )
 def test_bad_arguments(models, arguments, message):

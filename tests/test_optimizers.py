@@ -323,14 +323,14 @@ def test_regularized_kernels_are_told():
     [
         ({}, "Exactly one of"),
         ({"compression": 2, "sparsity": 0.5}, "Exactly one of"),
-        ({"compression": 0.5}, "`compression` must be 1 or more"),
-        ({"sparsity": 1.0}, r"`sparsity` must be in \[0, 1\)"),
-        ({"sparsity": 0.5, "momentum": 1.0}, r"`momentum` must be in"),
-        ({"sparsity": 0.5, "weight_decay": -1}, "`weight_decay` must be 0 or more"),
-        ({"sparsity": 0.5, "weight_decay": None}, "`weight_decay` must be 0 or more"),
+        ({"compression": 0.5}, "`compression` must be at least 1"),
+        ({"sparsity": 1.0}, r"`sparsity` must lie in \[0, 1\)"),
+        ({"sparsity": 0.5, "momentum": 1.0}, r"`momentum` must lie in"),
+        ({"sparsity": 0.5, "weight_decay": -1}, "`weight_decay` must be at least 0"),
+        ({"sparsity": 0.5, "weight_decay": None}, "`weight_decay` must be at least 0"),
         ({"sparsity": 0.5, "scope": "erk"}, "`scope` must be"),
         ({"sparsity": 0.5, "scope": {"fc*": 0.5}}, "neither `compression` nor"),
-        ({"scope": {"fc*": 1.5}}, r"`scope\['fc\*'\]` must be in"),
+        ({"scope": {"fc*": 1.5}}, r"`scope\['fc\*'\]` must lie in"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -81,6 +81,8 @@ def _described(interval: str) -> str:
     lower, upper = _bounds(interval)
     if upper < float("inf"):
         return f"lie in {interval}"
+    if lower == -float("inf"):
+        return "be a finite number"
     return f"be {'at least' if interval[0] == '[' else 'above'} {lower:g}"
 
 

@@ -3,6 +3,7 @@
 import warnings
 
 import keras
+import numpy as np
 
 
 def evaluate(model, compiled, data) -> dict:
@@ -56,8 +57,13 @@ def _fresh(metrics):
     """Returns metrics as `compile` takes them, those with a state as new objects."""
 
     def fresh(metric):
-        is_metric = isinstance(metric, keras.Metric)
-        return type(metric).from_config(metric.get_config()) if is_metric else metric
+        if not isinstance(metric, keras.Metric):
+            return metric
+        try:
+            return type(metric).from_config(metric.get_config())
+        except Exception:
+            # One of a function that has no name: every evaluation starts it anew.
+            return metric
 
     return keras.tree.map_structure(fresh, metrics)
 
@@ -78,7 +84,8 @@ def score(model, found: dict) -> tuple[str, float]:
     for name, metric in _named_metrics(model):
         mark, sign = signs.get(getattr(metric, "_direction", None), ("", 0.0))
         if sign:
-            return f"{mark}{name}", sign * float(found[name])
+            # That of several classes is their mean.
+            return f"{mark}{name}", sign * float(np.mean(found[name]))
         warnings.warn(
             f"Keras does not know whether more or less of the metric {name!r} is "
             "better, so a model is not judged by it, but by the next one or the loss. "

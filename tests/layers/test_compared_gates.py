@@ -108,6 +108,13 @@ def test_convolutions_are_gated_by_filter(kind):
     assert [tuple(each.shape) for each in gate.log_alphas] == shapes
 
 
+def test_heads_are_gated_by_their_channels():
+    attention = layers.MultiHeadAttention(2, 3)
+    attention.build((None, 5, 6), (None, 5, 6))
+    shapes = {tuple(each.shape) for each in HardConcrete(attention).log_alphas}
+    assert shapes == {(1, 2, 3), (1, 1, 6)}
+
+
 @pytest.mark.parametrize("unit", ["weight", "column"])
 @pytest.mark.parametrize("kind", ["conv", "transposed", "multiplied"])
 def test_targeted_dropout_drops_by_output(kind, unit):
@@ -287,14 +294,14 @@ def test_cut_weights_learn_on_and_come_back():
 def test_what_does_not_fit_is_refused():
     for make, message in (
         (lambda: HardConcrete(dense(np.eye(2)), droprate=1.0), "`droprate` must lie"),
-        (lambda: HardConcrete(dense(np.eye(2)), strength=-1), "`strength` must not"),
+        (lambda: HardConcrete(dense(np.eye(2)), strength=-1), "`strength` must be at least 0"),
         (
             lambda: TargetedDropout(dense(np.eye(2)), drop_rate=2),
             "`drop_rate` must lie",
         ),
         (lambda: TargetedDropout(dense(np.eye(2)), unit="row"), "`unit` must be"),
         (lambda: NetworkSurgery(gamma=-1.0), "`gamma` must be at least 0"),
-        (lambda: NetworkSurgery(stop=1.5), "`stop` must be an int >= 0"),
+        (lambda: NetworkSurgery(stop=1.5), "`stop` must be an int of at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -11,7 +11,13 @@ from tfprune.graph.group import Group
 from tfprune.graph.nodes import is_recorded
 from tfprune.graph.subclassed import as_recorded
 from tfprune.layers import KernelGate, SwapWrapper
-from tfprune.layers.kernels import altered_kernel, kernel_name, kernels_of, owner_of
+from tfprune.layers.kernels import (
+    altered_kernel,
+    einsum_axes,
+    kernel_name,
+    kernels_of,
+    owner_of,
+)
 
 _DENSE_LIKE = (
     keras.layers.Dense,
@@ -63,15 +69,9 @@ class Kernel:
         if isinstance(owner, _CONVOLUTIONS):
             return self.variable.ndim - 2
         if isinstance(owner, keras.layers.EinsumDense):
-            return _contracted_axis(owner.equation)
+            summed, _ = einsum_axes(owner.equation)
+            return summed[-1] if summed else None
         return None
-
-
-def _contracted_axis(equation: str) -> int | None:
-    inputs, result = equation.replace(" ", "").split("->")
-    kernel = inputs.split(",")[1]
-    axes = [axis for axis, letter in enumerate(kernel) if letter not in result]
-    return axes[-1] if axes else None
 
 
 class WeightGraph(Graph):

@@ -60,11 +60,25 @@ def output_axes(layer, variable) -> tuple[int, ...]:
         variable: the kernel.
     """
     last = len(variable.shape) - 1
+    if isinstance(layer, keras.layers.EinsumDense):
+        return einsum_axes(layer.equation)[1] or (last,)
     if isinstance(layer, _TRANSPOSED):
         return (last - 1,)
     if isinstance(layer, _DEPTHWISE) or variable.name == "depthwise_kernel":
         return (last - 1, last)
     return (last,)
+
+
+def einsum_axes(equation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the axes of an `EinsumDense` kernel that are summed over, and the others.
+
+    Args:
+        equation: such as `"abc,cde->abde"`.
+    """
+    inputs, result = equation.replace(" ", "").split("->")
+    kernel = list(enumerate(inputs.split(",")[1]))
+    summed = tuple(axis for axis, letter in kernel if letter not in result)
+    return summed, tuple(axis for axis, letter in kernel if letter in result)
 
 
 def altered_kernel(layer) -> str | None:

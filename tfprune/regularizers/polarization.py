@@ -44,7 +44,7 @@ class Polarization(OverScales):
 
     def __init__(self, t=1.2, strength=1e-4, upper=None):
         super().__init__(strength)
-        check_number("t", t, "[0, inf)")
+        check_number("t", t, "(-inf, inf)")
         if upper is not None:
             check_number("upper", upper, "(0, inf)", "the largest a scale may get")
         self.t = float(t)
