@@ -132,7 +132,9 @@ class NetworkSurgery(keras.callbacks.Callback):
             if float(threshold.numpy()) < 0:
                 values = np.abs(kernel.variable.numpy())
                 values = values[values > 0]
-                chosen = values.mean() + factors.get(name, 0.0) * values.std()
+                chosen = 0.0
+                if values.size:
+                    chosen = values.mean() + factors.get(name, 0.0) * values.std()
                 threshold.assign(max(0.0, float(chosen)))
 
     def _refresh_all(self):

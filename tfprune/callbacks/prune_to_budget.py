@@ -203,7 +203,7 @@ class PruneToBudget(BudgetedCallback):
 
 
 def _check_data(importance, data):
-    if isinstance(data, tuple):
+    if isinstance(data, tuple) and not all(isinstance(b, (tuple, list)) for b in data):
         raise ValueError(
             "`data` must be a dataset of batches `(x, y)`, not arrays. Received: a "
             f"tuple of {len(data)}. Make one with "

@@ -32,6 +32,7 @@ __all__ = [
     "inside_call",
     "is_recorded",
     "known_call",
+    "model_of_steps",
     "nodes_in_order",
     "not_recorded",
     "object_sharing_scope",
@@ -92,6 +93,15 @@ def is_recorded(operation) -> bool:
     if isinstance(operation, keras.Sequential):
         return type(operation).call is keras.Sequential.call
     return isinstance(operation, Functional) and type(operation).call is Functional.call
+
+
+def model_of_steps(operation):
+    """Returns the model that a `TimeDistributed` calls on every step, None for others.
+
+    Only one that does what its graph says.
+    """
+    is_around = type(operation) is keras.layers.TimeDistributed
+    return operation.layer if is_around and is_recorded(operation.layer) else None
 
 
 def nodes_in_order(functional: Functional) -> list:

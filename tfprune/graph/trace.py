@@ -17,6 +17,7 @@ from tfprune.graph.nodes import (
     as_functional,
     fill_in,
     is_recorded,
+    model_of_steps,
     nodes_in_order,
     tree,
 )
@@ -320,6 +321,9 @@ class Trace:
         call.outputs = results
         if is_recorded(operation):
             return self._call_nested(as_functional(operation), call.inputs, path)
+        model = model_of_steps(operation)
+        if model is not None and len(call.inputs) == len(model.outputs) == 1:
+            return self._call_steps(as_functional(model), call)
         if id(operation) not in self.opened:
             self.opened[id(operation)] = self._open_call(node)
         opened = self.opened[id(operation)]
@@ -402,6 +406,19 @@ class Trace:
         first = self._nested[id(functional)]
         self._tie_tensors(first[0] + first[1], inputs + outputs)
         return outputs
+
+    def _call_steps(self, functional, call: Call) -> list[Tensor]:
+        """Follows a model that is called on every step of a sequence."""
+        (x,), (out,) = call.inputs, call.outputs
+        call.lock(x.labels[1], f"the step axis of {call.path!r}")
+        step = Tensor(*((each[0], *each[2:]) for each in (x.shape, x.labels)))
+        number = len(self.terms)
+        (result,) = self._call_nested(functional, [step], call.path)
+        self.terms[number:] = [
+            replace(term, constant=term.constant * x.shape[1])
+            for term in self.terms[number:]
+        ]
+        return [Tensor(out.shape, (None, None, *result.labels[1:]))]
 
     def _call_opened(self, opened: Opened, call: Call) -> list[Tensor]:
         start = len(self.calls)

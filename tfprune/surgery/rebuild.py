@@ -16,6 +16,7 @@ from tfprune.graph.nodes import (
     input_layer_of,
     input_structure,
     is_recorded,
+    model_of_steps,
     nodes_in_order,
     object_sharing_scope,
     output_structure,
@@ -98,10 +99,21 @@ class Rebuilder:
             self._new[id(layer)] = self._functional(layer, parts, prefix)
         return self._new[id(layer)]
 
+    def _steps(self, layer, prefix: str):
+        """Returns a new `TimeDistributed` around the new model."""
+        if id(layer) not in self._new:
+            config = {k: v for k, v in layer.get_config().items() if k != "layer"}
+            config["dtype"] = layer.dtype_policy
+            model = self._model(layer.layer, prefix)
+            self._new[id(layer)] = type(layer)(model, **config)
+        return self._new[id(layer)]
+
     def _operation(self, operation, prefix: str):
         path = f"{prefix}{operation.name}"
         if is_recorded(operation):
             return self._model(operation, f"{path}/")
+        if model_of_steps(operation) is not None:
+            return self._steps(operation, f"{path}/")
         parts = self._parts(operation)
         if parts is not None:
             return self._opened(operation, parts, f"{path}/")
@@ -178,6 +190,7 @@ class Rebuilder:
 
     def _models_of(self, model):
         for layer in model.layers:
+            layer = model_of_steps(layer) or layer
             parts = self._parts(layer)
             is_model = parts is not None or isinstance(layer, keras.Model)
             if is_model and id(layer) in self._new:
