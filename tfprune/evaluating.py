@@ -45,7 +45,8 @@ def compile_like(model, compiled) -> None:
             "Call `model.compile(optimizer, loss, metrics=...)`."
         )
     # `get_compile_config` could not bring back functions of a user's own.
-    own = compiled._compile_config.config
+    config = getattr(compiled, "_compile_config", None)
+    own = {} if config is None else config.config
     model.compile(
         loss=compiled.loss,
         loss_weights=own.get("loss_weights"),
@@ -88,8 +89,8 @@ def score(model, found: dict) -> tuple[str, float]:
             return f"{mark}{name}", sign * float(np.mean(found[name]))
         warnings.warn(
             f"Keras does not know whether more or less of the metric {name!r} is "
-            "better, so a model is not judged by it, but by the next one or the loss. "
-            'Set `metric._direction = "up"` or `"down"` on a `keras.Metric`.',
+            "better, so models are judged by the next one, or by the loss. Compile with "
+            "one of Keras's metrics, too, if that is to decide.",
             stacklevel=2,
         )
     return "-loss", -float(found["loss"])

@@ -186,8 +186,8 @@ def _check(model, train, sparsity, find, rounds, rewind_steps, scope):
             "Exactly one of `sparsity`, `find` and a `scope` of fractions by path must "
             f"be given. Received: sparsity={sparsity}, find={find}, scope={scope}"
         )
-    for name, function in (("train", train), ("find", find or train)):
-        if not callable(function):
+    for name, function in {"train": train, "find": find}.items():
+        if not callable(function) and (name, function) != ("find", None):
             raise ValueError(
                 f"`{name}` must be a function. Received: {name}={function!r}"
             )

@@ -64,7 +64,7 @@ def test_it_is_announced(capsys):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="`keep_ratio` must be"):
+    with pytest.raises(ValueError, match="`keep_ratio` must lie in"):
         KeepRatioSchedule(0.0)
     with pytest.raises(ValueError, match="before the run ends|within|run of"):
         fit(wrapped(), KeepRatioSchedule(0.5, OneShot(99)))

@@ -433,7 +433,12 @@ class Volumes(Grower):
 
     def add_frames(self, x):
         conv = layers.Conv2D(self.width(), 3, padding="same", activation="relu")
-        return layers.TimeDistributed(conv)(x)
+        return layers.TimeDistributed(self.choice(conv, self.block(x, conv)))(x)
+
+    def block(self, x, conv):
+        inputs = layers.Input(x.shape[2:])
+        y = layers.BatchNormalization()(conv(inputs))
+        return keras.Model(inputs, layers.Add()([y, layers.ReLU()(y)]))
 
     def add_recurrent_convolution(self, x):
         return layers.ConvLSTM2D(4, 3, padding="same", return_sequences=True)(x)

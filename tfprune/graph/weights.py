@@ -12,6 +12,8 @@ from tfprune.graph.nodes import is_recorded
 from tfprune.graph.subclassed import as_recorded
 from tfprune.layers import KernelGate, SwapWrapper
 from tfprune.layers.kernels import (
+    SEPARABLE,
+    TRANSPOSED,
     altered_kernel,
     einsum_axes,
     kernel_name,
@@ -26,11 +28,6 @@ _DENSE_LIKE = (
     keras.layers.GRUCell,
 )
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +58,9 @@ class Kernel:
         owner, name = self.owner, self.variable.name
         if isinstance(owner, _DENSE_LIKE):
             return 0
-        if isinstance(owner, _TRANSPOSED):
+        if isinstance(owner, TRANSPOSED):
             return self.variable.ndim - 1
-        separable = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-        if isinstance(owner, separable):
+        if isinstance(owner, SEPARABLE):
             return self.variable.ndim - 2 if name == "pointwise_kernel" else None
         if isinstance(owner, _CONVOLUTIONS):
             return self.variable.ndim - 2

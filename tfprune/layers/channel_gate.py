@@ -4,18 +4,16 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from tfprune.layers.kernels import DEPTHWISE, SEPARABLE, TRANSPOSED
 from tfprune.layers.swapping import SwapWrapper, attribute_of
 
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _PLAIN = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 GATED_TYPES = (
     layers.BatchNormalization,
     *_PLAIN,
-    *_TRANSPOSED,
-    *_DEPTHWISE,
-    *_SEPARABLE,
+    *TRANSPOSED,
+    *DEPTHWISE,
+    *SEPARABLE,
 )
 
 # Beyond this ratio beta / gamma, scale and shift cannot share one gate (paper 002
@@ -163,7 +161,7 @@ class ChannelGate(SwapWrapper):
         layer = self.layer
         if isinstance(layer, layers.BatchNormalization):
             return layer.moving_mean.shape[0]
-        if isinstance(layer, _DEPTHWISE):
+        if isinstance(layer, DEPTHWISE):
             return layer.kernel.shape[-2] * layer.kernel.shape[-1]
         variable, axis = _output_kernel(layer)
         return variable.shape[axis]
@@ -255,7 +253,7 @@ def scaled_outputs(layer, factors) -> dict:
     """
     variable, axis = _output_kernel(layer)
     tensor = ops.convert_to_tensor(variable)
-    if isinstance(layer, _DEPTHWISE):
+    if isinstance(layer, DEPTHWISE):
         by_channel = ops.reshape(factors, tensor.shape[-2:])
         scaled = tensor * ops.cast(by_channel, tensor.dtype)
     else:
@@ -285,16 +283,16 @@ def _scaled(variable, factors, axis: int):
 
 def _output_kernel(layer):
     """Returns the kernel that makes the output channels and their axis on it."""
-    if isinstance(layer, _SEPARABLE):
+    if isinstance(layer, SEPARABLE):
         return layer.pointwise_kernel, -1
-    return layer.kernel, -2 if isinstance(layer, _TRANSPOSED) else -1
+    return layer.kernel, -2 if isinstance(layer, TRANSPOSED) else -1
 
 
 def _output_norms(layer):
     """Returns the norm of the weights that make every output channel, a tensor."""
     variable, axis = _output_kernel(layer)
     squares = ops.square(ops.convert_to_tensor(variable))
-    if isinstance(layer, _DEPTHWISE):
+    if isinstance(layer, DEPTHWISE):
         sums = ops.reshape(ops.sum(squares, tuple(range(squares.ndim - 2))), (-1,))
     else:
         axis %= squares.ndim

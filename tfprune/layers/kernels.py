@@ -3,12 +3,13 @@
 import keras
 
 _ENDINGS = ("kernel", "embeddings")
-_TRANSPOSED = (
+TRANSPOSED = (
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,
     keras.layers.Conv3DTranspose,
 )
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 
 
 def kernels_of(layer) -> dict:
@@ -62,11 +63,16 @@ def output_axes(layer, variable) -> tuple[int, ...]:
     last = len(variable.shape) - 1
     if isinstance(layer, keras.layers.EinsumDense):
         return einsum_axes(layer.equation)[1] or (last,)
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED):
         return (last - 1,)
-    if isinstance(layer, _DEPTHWISE) or variable.name == "depthwise_kernel":
+    if is_depthwise(layer, variable):
         return (last - 1, last)
     return (last,)
+
+
+def is_depthwise(layer, variable) -> bool:
+    """Returns whether a kernel has weights of its own for every input channel."""
+    return isinstance(layer, DEPTHWISE) or variable.name == "depthwise_kernel"
 
 
 def einsum_axes(equation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -12,7 +12,7 @@ from tfprune.checks import is_integer
 from tfprune.compat.tfmot import schedules
 from tfprune.largest import largest
 from tfprune.layers import WeightMask
-from tfprune.layers.kernels import kernels_of
+from tfprune.layers.kernels import is_depthwise, kernels_of
 from tfprune.layers.swapping import attribute_of
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 from tfprune.surgery.weights import built_copy
@@ -82,7 +82,7 @@ class PruneLowMagnitude(WeightMask):
         return {
             place: kernel
             for place, kernel in kernels_of(self.layer).items()
-            if not _is_depthwise(self.layer, kernel)
+            if not is_depthwise(self.layer, kernel)
         }
 
     def build_gate(self):
@@ -152,11 +152,6 @@ def _check_block(block_size, m_by_n) -> None:
 
 def _before_the_first(shape, dtype=None):
     return ops.full(shape, -1, dtype=dtype)
-
-
-def _is_depthwise(layer, kernel) -> bool:
-    kinds = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-    return isinstance(layer, kinds) or kernel.name == "depthwise_kernel"
 
 
 def _largest(values: np.ndarray, sparsity: float) -> np.ndarray:
@@ -271,7 +266,7 @@ def _is_chosen(layer, policy) -> bool:
 def _has_prunable(layer) -> bool:
     if hasattr(layer, "get_prunable_weights"):
         return bool(layer.get_prunable_weights())
-    return any(not _is_depthwise(layer, each) for each in kernels_of(layer).values())
+    return any(not is_depthwise(layer, each) for each in kernels_of(layer).values())
 
 
 def strip_pruning(model):
