@@ -1,5 +1,6 @@
 """Numbers that are wrong get one kind of answer: argument, value, what is allowed."""
 
+import keras
 import numpy as np
 import pytest
 from keras import layers
@@ -96,6 +97,9 @@ WRONG = {
     ),
     "pruning_schedule": lambda: sparsity.keras.prune_low_magnitude(
         dense(), pruning_schedule="constant"
+    ),
+    "model": lambda: tfprune.runtime.work(
+        keras.Sequential([layers.Input((4,)), layers.Dense(2)]), np.zeros((1, 4))
     ),
     "frequency": lambda: sparsity.keras.ConstantSparsity(0.5, 0, frequency=1.5),
 }

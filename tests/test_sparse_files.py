@@ -177,6 +177,8 @@ def test_bad_arguments_write_nothing(make_vgg, tmp_path):
     model = make_vgg()
     with pytest.raises(ValueError, match="must end in .tfsparse"):
         save_sparse(model, tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="`model` must be a Keras 3 model"):
+        save_sparse(None, tmp_path / "model.tfsparse")
     with pytest.raises(ValueError, match='None or "float16".*int8'):
         save_sparse(model, tmp_path / "model.tfsparse", dtype="int8")
     path = save_sparse(model, tmp_path / "model.tfsparse")

@@ -51,7 +51,8 @@ def save_sparse(
         The path written, a `pathlib.Path`.
 
     Raises:
-        ValueError: for another suffix or `dtype`, or values that float16 cannot hold.
+        ValueError: for no model, another suffix or `dtype`, or values that float16
+            cannot hold.
         OSError: `path` exists, or cannot be written.
 
     Example:
@@ -61,6 +62,11 @@ def save_sparse(
     model = tfprune.load_sparse("model.tfsparse")
     ```
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"`model` must be a Keras 3 model. Received: {model!r} (of type "
+            f"{type(model).__name__})"
+        )
     if dtype not in (None, "float16"):
         raise ValueError(
             f'`dtype` must be None or "float16". Received: dtype={dtype!r}'

@@ -123,12 +123,21 @@ def work(model, images, batch_size: int = 128) -> np.ndarray:
     Returns:
         A float array of shape `(images,)`.
 
+    Raises:
+        ValueError: if the model has no runtime gates.
+
     Example:
 
     ```python
     print(f"{tfprune.runtime.work(model, images).mean():.0%} of the work")
     ```
     """
+    if not gates_of(model):
+        raise ValueError(
+            "`model` must have runtime gates, as `tfprune.prune_wrap(model, "
+            "tfprune.layers.RuntimeGate, keep_ratio=0.5)` makes them. Received: "
+            f"{model.name!r}, which has none."
+        )
     kept = kept_channels(model, images, batch_size)
     ratios = np.stack([mask.mean(axis=-1) for mask in kept.values()], axis=-1)
     return GateCosts(model)("macs", ratios)
