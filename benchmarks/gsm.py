@@ -19,7 +19,9 @@ network of its seed, trains for as many epochs and ends with the same number of 
 Tickets train from the initialization, all for as long. The short schedule of
 LeNet-300-100 was chosen on 10,000 training images held out: some twenty settings of
 GSM, four learning rates of cubic magnitude, of which the largest did best; one shot
-takes that rate, tickets were not tuned. The paper's ResNet-50 on ImageNet is not run.
+takes that rate, tickets were not tuned. Seventy settings more (smaller batches,
+Nesterov, half of the epochs with the masks held) brought GSM level with cubic there,
+98.0 % each, not above. The paper's ResNet-50 on ImageNet is not run.
 """
 
 import argparse
