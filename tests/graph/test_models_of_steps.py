@@ -116,6 +116,17 @@ def test_in_training_and_afterwards(tmp_path):
     assert not stem.trainable
 
 
+def test_masks_on_its_weights():
+    model = video(chain())
+    graph = tfprune.Graph(model, unit="weight")
+    assert "video/conv/kernel" in graph.kernels
+    budget = tfprune.Budget(sparsity=0.5)
+    sparse = tfprune.apply_masks(graph, tfprune.select(graph, "magnitude", budget))
+    assert tfprune.read_masks(sparse).density() == pytest.approx(0.5, abs=1e-3)
+    conv = tfprune.strip(sparse).get_layer("video").layer.get_layer("conv")
+    assert (conv.kernel.numpy() == 0).any()
+
+
 def test_a_model_with_a_call_of_its_own_is_not_what_its_graph_says():
     class Scaled(keras.Model):
         def call(self, x, training=None, mask=None):

@@ -8,7 +8,7 @@ import numpy as np
 
 from tfprune.graph.graph import Graph, unique_names
 from tfprune.graph.group import Group
-from tfprune.graph.nodes import is_recorded
+from tfprune.graph.nodes import is_recorded, model_of_steps
 from tfprune.graph.subclassed import as_recorded
 from tfprune.layers import KernelGate, SwapWrapper
 from tfprune.layers.kernels import (
@@ -234,8 +234,9 @@ def _layers_of(model, prefix: str, seen: set | None = None):
         if id(layer) in seen:
             continue
         seen.add(id(layer))
-        if is_recorded(layer):
-            yield from _layers_of(layer, f"{path}/", seen)
+        inner = model_of_steps(layer) or layer
+        if is_recorded(inner):
+            yield from _layers_of(inner, f"{path}/", seen)
         else:
             yield path, layer
 
