@@ -15,7 +15,12 @@ from tfprune.callbacks import (
 )
 from tfprune.checks import check_integer, check_number, check_time
 from tfprune.compat.tfmot import sparsity
-from tfprune.layers import HardConcrete, TargetedDropout
+from tfprune.layers import (
+    HardConcrete,
+    RuntimeGate,
+    TargetedDropout,
+    TrainableMask,
+)
 from tfprune.optimizers import GlobalSparseMomentum
 from tfprune.regularizers import Polarization
 
@@ -101,6 +106,11 @@ WRONG = {
     "model": lambda: tfprune.runtime.work(
         keras.Sequential([layers.Input((4,)), layers.Dense(2)]), np.zeros((1, 4))
     ),
+    "runtime_ratio": lambda: RuntimeGate(runtime_ratio="a"),
+    "block": lambda: RuntimeGate(block=True),
+    "negative_slope": lambda: TrainableMask(dense(), negative_slope="a"),
+    "damping": lambda: tfprune.importances.LOBS(damping=None),
+    "cap": lambda: tfprune.thresholds.Valley(cap="a"),
     "frequency": lambda: sparsity.keras.ConstantSparsity(0.5, 0, frequency=1.5),
 }
 

@@ -91,7 +91,7 @@ def test_by_name():
     [
         (lambda: thresholds.get("gap"), "`threshold` must be a float, one of"),
         (lambda: thresholds.get(Valley), "`threshold` must be a float, one of"),
-        (lambda: Valley(cap=0.1, fallback=0.2), "`fallback` must lie between"),
+        (lambda: Valley(cap=0.1, fallback=0.2), r"`fallback` must lie in \[0, 0.1\]"),
         (lambda: Quantile(1.0), "`fraction` must lie in"),
     ],
 )

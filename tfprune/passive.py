@@ -47,6 +47,9 @@ def remove_passive(model, data=None, verbose=1):
     Example:
 
     ```python
+    optimizer = tfprune.optimizers.GlobalSparseMomentum(0.02, compression=60)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(train, epochs=20)
     sparse = tfprune.remove_passive(model, test)
     tfprune.save_sparse(tfprune.strip(sparse), "model.tfsparse")
     ```

@@ -95,6 +95,7 @@ def load_sparse(path, custom_objects=None, safe_mode=True) -> keras.Model:
     Example:
 
     ```python
+    tfprune.save_sparse(model, "model.tfsparse")
     model = tfprune.load_sparse("model.tfsparse")
     ```
     """

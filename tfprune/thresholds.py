@@ -24,11 +24,8 @@ class _ByLayer(abc.ABC):
     """
 
     def __init__(self, cap: float = 0.2, fallback: float = 0.01):
-        if not 0 <= fallback <= cap:
-            raise ValueError(
-                "`fallback` must lie between 0 and `cap`. Received: "
-                f"fallback={fallback!r}, cap={cap!r}"
-            )
+        check_number("cap", cap, "[0, inf)")
+        check_number("fallback", fallback, f"[0, {cap}]", "no more than `cap`")
         self.cap = cap
         self.fallback = fallback
 

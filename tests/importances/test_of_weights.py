@@ -120,7 +120,7 @@ def test_damping_and_dead_inputs():
     scores = lobs(graph_of(model))["dense/kernel"].reshape(6, 3)
     # What nothing goes through goes first.
     assert scores[2].max() < 1e-2 * np.delete(scores, 2, axis=0).min()
-    with pytest.raises(ValueError, match="`damping` must be 0 or more"):
+    with pytest.raises(ValueError, match="`damping` must be at least 0"):
         LOBS(damping=-1)
 
 

@@ -21,7 +21,11 @@ class MaskSummaries(keras.callbacks.Callback):
     Example:
 
     ```python
-    model.fit(x, y, callbacks=[prune, tfprune.callbacks.MaskSummaries("logs")])
+    model = tfprune.prune_wrap(model)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    prune = tfprune.callbacks.PruneToBudget("magnitude", budget)
+    summaries = tfprune.callbacks.MaskSummaries("logs")
+    model.fit(x, y, epochs=20, callbacks=[prune, summaries])
     ```
     """
 

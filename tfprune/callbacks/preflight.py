@@ -31,8 +31,11 @@ class Preflight(keras.callbacks.Callback):
     Example:
 
     ```python
+    model = tfprune.prune_wrap(model)
+    model.compile("adam", "sparse_categorical_crossentropy")
     prune = tfprune.callbacks.PruneToBudget("magnitude", budget)
-    model.fit(x, y, callbacks=[prune, tfprune.callbacks.Preflight()])
+    preflight = tfprune.callbacks.Preflight()
+    model.fit(x, y, epochs=20, callbacks=[prune, preflight])
     ```
     """
 

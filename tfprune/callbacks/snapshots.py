@@ -34,8 +34,11 @@ class Snapshots(keras.callbacks.Callback):
     Example:
 
     ```python
-    snapshots = tfprune.callbacks.Snapshots("{flops_reduction:.1f}.keras", (0.5, 0.6))
-    model.fit(train, callbacks=[tfprune.callbacks.TickTock(train, budget), snapshots])
+    model = tfprune.prune_wrap(model, tfprune.layers.ChannelGate)
+    model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), loss)
+    tick_tock = tfprune.callbacks.TickTock(train, budget)
+    snapshots = tfprune.callbacks.Snapshots("{flops_reduction:.1f}.keras", (0.1, 0.2))
+    model.fit(train, epochs=60, callbacks=[tick_tock, snapshots])
     ```
     """
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfprune.checks import check_number
 from tfprune.graph import WeightGraph
 from tfprune.importances.of_weights import OfWeights
 
@@ -51,10 +52,7 @@ class LOBS(OfWeights):
     """
 
     def __init__(self, damping: float = 1e-4):
-        if not 0 <= damping < float("inf"):
-            raise ValueError(
-                f"`damping` must be 0 or more. Received: damping={damping!r}"
-            )
+        check_number("damping", damping, "[0, inf)")
         self.damping = damping
         super().__init__()
 

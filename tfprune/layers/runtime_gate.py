@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfprune.checks import check_integer, check_number
 from tfprune.layers.channel_gate import serialize_shared
 from tfprune.layers.runtime_masks import (
     block_means,
@@ -70,21 +71,13 @@ class RuntimeGate(keras.layers.Layer):
     ):
         # Predictions and agents are float32 whatever goes through the gate.
         super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
-        if not 0 < keep_ratio <= 1:
-            raise ValueError(
-                f"`keep_ratio` must be in (0, 1]. Received: keep_ratio={keep_ratio}"
-            )
-        if not 0 <= runtime_ratio <= 1:
-            raise ValueError(
-                "`runtime_ratio` must be in [0, 1]. Received: runtime_ratio="
-                f"{runtime_ratio}"
-            )
+        check_number("keep_ratio", keep_ratio, "(0, 1]")
+        check_number("runtime_ratio", runtime_ratio, "[0, 1]")
+        check_integer("block", block, 1)
         if selection not in _SELECTIONS:
             raise ValueError(
                 f"`selection` must be one of {_SELECTIONS}. Received: {selection!r}"
             )
-        if not (isinstance(block, int) and block > 0):
-            raise ValueError(f"`block` must be an int above 0. Received: block={block}")
         self._initial_keep, self.runtime_ratio = keep_ratio, float(runtime_ratio)
         self.block, self.selection, self.rectify = block, selection, rectify
         self.policy, self.number, self.total = policy, number, total

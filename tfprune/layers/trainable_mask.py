@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from tfprune import straight_through
+from tfprune.checks import check_number
 from tfprune.layers.channel_gate import ChannelMask
 from tfprune.layers.kernel_gate import KernelGate
 
@@ -34,12 +35,8 @@ class _Learning:
                     f"Received: {name}={getattr(self, name)!r}"
                 )
         for name in ("negative_slope", "initial"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"`{name}` must be above zero: a score that is not is closed, and a "
-                    "slope of zero would leave it so. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
+            why = "a score that is not is closed, and a slope of zero would leave it so"
+            check_number(name, getattr(self, name), "(0, inf)", why)
 
     def sloped(self, values, scores):
         """Returns values times the estimator's derivative at `scores`."""

@@ -86,6 +86,11 @@ def deploy(
     Example:
 
     ```python
+    model = tfprune.prune_wrap(
+        base, tfprune.layers.RuntimeGate, runtime_ratio=0.5, block=16
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(train, epochs=40, callbacks=[tfprune.callbacks.PolicyTraining(train)])
     fast = tfprune.runtime.deploy(tfprune.compact(model), mode="block")
     tfprune.export(fast, "fast")
     ```

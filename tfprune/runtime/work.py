@@ -85,6 +85,7 @@ def kept_channels(model, images, batch_size: int = 128) -> dict[str, np.ndarray]
     Example:
 
     ```python
+    model = tfprune.prune_wrap(base, tfprune.layers.RuntimeGate, keep_ratio=0.5)
     kept = tfprune.runtime.kept_channels(model, images)
     ```
     """
@@ -129,6 +130,7 @@ def work(model, images, batch_size: int = 128) -> np.ndarray:
     Example:
 
     ```python
+    model = tfprune.prune_wrap(base, tfprune.layers.RuntimeGate, keep_ratio=0.5)
     print(f"{tfprune.runtime.work(model, images).mean():.0%} of the work")
     ```
     """

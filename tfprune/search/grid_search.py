@@ -47,10 +47,11 @@ class GridSearch:
     ```python
     def build(regularizer):
         model = tfprune.regularize(make_model(), regularizer)
-        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, ["accuracy"])
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        model.compile(optimizer, loss, metrics=["accuracy"])
         return model
 
-    search = tfprune.search.GridSearch(build, flops_reduction=0.5)
+    search = tfprune.search.GridSearch(build, flops_reduction=0.5, max_trials=12)
     result = search.run(train, epochs=30, validation_data=validation)
     print(result.best.strength, result.best.t)
     result.plot("search.png")

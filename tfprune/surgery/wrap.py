@@ -77,8 +77,9 @@ def prune_wrap(
 
     ```python
     model = tfprune.prune_wrap(base, tfprune.layers.ChannelGate)
-    model.compile("sgd", "mse")
-    model.fit(x, y, callbacks=[tfprune.callbacks.PruneToBudget("magnitude", budget)])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    prune = tfprune.callbacks.PruneToBudget("magnitude", budget)
+    model.fit(x, y, epochs=20, callbacks=[prune])
     ```
     """
     if has_gates(model):

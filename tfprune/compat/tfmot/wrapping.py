@@ -201,6 +201,8 @@ def prune_low_magnitude(
     Example:
 
     ```python
+    from tfprune.compat import tfmot
+
     model = tfmot.sparsity.keras.prune_low_magnitude(model)
     model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(x, y, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
