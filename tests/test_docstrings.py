@@ -1,6 +1,8 @@
 """Every example in a docstring runs, with what its reader has: a model and data."""
 
 import ast
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -17,16 +19,27 @@ PACKAGE = Path(tfprune.__file__).parent
 ELSEWHERE = {"from_tfmot"}
 
 
-def examples():
-    """Yields the code of every example that runs in this process."""
+def docstrings():
+    """Yields module, name and text of every docstring with an example."""
     for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 name = getattr(node, "name", path.parent.name)
-                text = ast.get_docstring(node) or ""
-                for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-                    if name not in ELSEWHERE:
-                        yield pytest.param(code, id=name)
+                if name not in ELSEWHERE:
+                    yield module, name, ast.get_docstring(node) or ""
+
+
+def blocks():
+    for _, name, text in docstrings():
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            yield pytest.param(code, id=name)
+
+
+def sessions():
+    for module, name, text in docstrings():
+        if ">>>" in text:
+            yield pytest.param(module, text, id=name)
 
 
 def small_network():
@@ -84,10 +97,19 @@ def names(tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("code", [*examples()])
-def test_example(code, names):
+@pytest.mark.parametrize("code", [*blocks()])
+def test_block(code, names):
     # Ticks follow every tenth epoch.
     epochs = 11 if "TickTock" in code else 1
     code = re.sub(r"\bepochs=\d+", f"epochs={epochs}", code)
     code = re.sub(r"max_trials=\d+", "max_trials=2", code)
     exec(compile(code, "example", "exec"), names)
+
+
+@pytest.mark.parametrize(("module", "text"), [*sessions()])
+def test_session(module, text, names):
+    known = {**vars(importlib.import_module(module)), **names}
+    test = doctest.DocTestParser().get_doctest(text, known, module, None, None)
+    said = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
+    assert not said, "".join(said)

@@ -10,6 +10,13 @@ class Random:
 
     Args:
         seed: int. The same seed and model give the same scores. Defaults to 0.
+
+    Returns:
+        When called on a graph: `{group name: float32 array of shape (size,)}`.
+
+    Example:
+
+    >>> scores = tfprune.importances.Random(seed=1)(tfprune.Graph(model))
     """
 
     def __init__(self, seed: int = 0):

@@ -53,7 +53,7 @@ class GroupHoyerSquare(keras.regularizers.Regularizer):
     Example:
 
     >>> regularizer = tfprune.regularizers.GroupHoyerSquare(1e-3)
-    >>> keras.layers.Conv2D(16, 3, kernel_regularizer=regularizer)
+    >>> layer = keras.layers.Conv2D(16, 3, kernel_regularizer=regularizer)
     """
 
     def __init__(self, strength=1e-3):

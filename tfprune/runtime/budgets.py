@@ -20,8 +20,8 @@ class RatioCost:
 
     Example:
 
-    >>> RatioCost(graph)(np.full(len(graph.groups), 0.5))
-    array(0.2522331)
+    >>> float(RatioCost(graph)(np.ones(len(graph.groups))))
+    1.0
     """
 
     def __init__(self, graph: Graph, count: str = "macs"):
