@@ -5,9 +5,9 @@ import functools
 import keras
 import numpy as np
 
+from tfprune.graph.call import Call, Tensor
 from tfprune.graph.literals import is_literal, narrowed, values_of, with_literals
 from tfprune.graph.nodes import tree
-from tfprune.graph.trace import Call, Tensor
 
 TENSOR = Tensor((None, 2))
 

@@ -1,15 +1,15 @@
 """Graph: which channels of a model are coupled, and what goes with each of them."""
 
 import inspect
-import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from tfprune.graph.freedom import FreeChannels, count_free
-from tfprune.graph.group import Group, Slice
+from tfprune.graph.group import Group
 from tfprune.graph.subclassed import as_recorded
 from tfprune.graph.trace import Trace
+from tfprune.graph.units import Units
 from tfprune.graph.unruled import follower_of, opened_call
 from tfprune.patterns import matches
 
@@ -113,127 +113,28 @@ class Graph:
         self.unequal = {call.path: call.unequal for call in trace.calls if call.unequal}
         self.skipped = dict(trace.skipped)
         self.assumed_shapes = dict(trace.assumed_shapes)
-        self._bindings = [b for b in trace.bindings.values() if b.labels is not None]
-        self._unit_of_atom, self._reasons = self._number_units()
-        self.groups = self._make_groups()
+        self._units = Units(trace)
+        self.groups, self.members = self._units.groups, self._units.members
+        self.num_units = self._units.count
         self.locked = self._find_locked()
 
     def of(self, model) -> "Graph":
         """Returns the graph of another model, with the settings of this one."""
         return Graph(model, **self._settings)
 
-    # Units ---------------------------------------------------------------------
-
-    def _number_units(self):
-        """Numbers the units that may go 0..n-1; all that is kept has number n."""
-        roots = self._trace.atoms.root(np.arange(len(self._trace.atoms)))
-        reasons = {}
-        for labels, reason in self._trace.locks:
-            for root in np.unique(roots[labels]).tolist():
-                reasons.setdefault(root, reason)
-        bare = np.zeros(len(roots), bool)
-        bare[roots] = True
-        free = bare.copy()
-        for binding in self._bindings:
-            bare[roots[binding.labels]] = False
-        for root in np.flatnonzero(bare).tolist():
-            reasons.setdefault(root, "zeros that no weights make or read")
-        free[list(reasons)] = False
-        heads = np.flatnonzero(free)
-        number = np.full(len(roots), len(heads))
-        number[heads] = np.arange(len(heads))
-        self.num_units = len(heads)
-        return number[roots], {root: reasons[root] for root in reasons}
+    # Reading -------------------------------------------------------------------
 
     def units(self, labels: np.ndarray) -> np.ndarray:
         """Returns the unit number of each label; `num_units` where it is kept."""
-        return self._unit_of_atom[labels]
+        return self._units.of(labels)
 
     def prunable(self, labels: np.ndarray) -> np.ndarray:
         """Returns which labels are of units that may go."""
         return self.units(labels) < self.num_units
 
-    def _signatures(self) -> np.ndarray:
-        """Returns one number per unit, equal where units touch the same places.
-
-        Places are axes of variables and of tensors, with multiplicity, so that in
-        every place a group is cut evenly and no tensor loses all its channels
-        while its group keeps some.
-        """
-        random = np.random.default_rng(0)
-        signatures = np.zeros(self.num_units + 1, np.uint64)
-        places = [binding.labels for binding in self._bindings]
-        for call in self._trace.calls:
-            for tensor in call.outputs:
-                places += [each for each in tensor.labels if each is not None]
-        keys = random.integers(0, 2**63, len(places), dtype=np.uint64)
-        for key, labels in zip(keys, places, strict=True):
-            np.add.at(signatures, self.units(labels), key)
-        return signatures[:-1]
-
-    def _make_groups(self) -> tuple[Group, ...]:
-        _, first, group_of = np.unique(
-            self._signatures(), return_index=True, return_inverse=True
-        )
-        # Number the groups by their first unit: the order of the model's layers.
-        rank = np.empty(len(first), np.int64)
-        rank[np.argsort(first)] = np.arange(len(first))
-        group_of = rank[group_of]
-        order = np.argsort(group_of, kind="stable")
-        self.members = np.split(order, np.cumsum(np.bincount(group_of))[:-1])
-        if not len(first):
-            self.members = []
-            return ()
-        slices = self._slices(group_of, len(first))
-        makers = self._makers(group_of, len(first))
-        names = unique_names([paths[0] for paths in makers])
-        return tuple(
-            Group(name, len(units), tuple(parts), paths)
-            for name, units, parts, paths in zip(
-                names, self.members, slices, makers, strict=True
-            )
-        )
-
-    def _slices(self, group_of, count: int) -> list[list[Slice]]:
-        group_of = np.append(group_of, count)
-        slices = [[] for _ in range(count)]
-        for b in self._bindings:
-            units = self.units(b.labels)
-            order = np.argsort(units, kind="stable")
-            groups = group_of[units[order]]
-            for number in _numbers_in(groups):
-                if number < count:
-                    own = order[groups == number]
-                    indices = own.reshape(len(self.members[number]), -1)
-                    slices[number].append(
-                        Slice(b.path, b.variable, b.axis, indices, b.read)
-                    )
-        return slices
-
-    def _makers(self, group_of, count: int) -> list[tuple[str, ...]]:
-        """Returns per group the paths of the layers that make or carry its units."""
-        group_of = np.append(group_of, count)
-        paths = [{} for _ in range(count + 1)]
-        own = {}
-        for b in self._bindings:
-            if not b.read:
-                own.setdefault(b.path, []).append(b.labels)
-        for call in self._trace.calls:
-            made = own.get(call.path) or []
-            for labels in made:
-                for number in _numbers_in(group_of[self.units(labels)]):
-                    paths[number][call.path] = None
-        for call in self._trace.calls:
-            for tensor in call.outputs:
-                for labels in tensor.labels:
-                    if labels is None:
-                        continue
-                    for number in _numbers_in(group_of[self.units(labels)]):
-                        if not paths[number]:
-                            paths[number][call.path] = None
-        return [tuple(each) for each in paths[:count]]
-
-    # Reading -------------------------------------------------------------------
+    def reasons(self, labels: np.ndarray) -> list[str | None]:
+        """Returns why each label is kept; None for those that are free to go."""
+        return self._units.reasons(labels)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -252,13 +153,13 @@ class Graph:
     @property
     def bindings(self) -> tuple:
         """Every labeled axis of every variable."""
-        return tuple(self._bindings)
+        return tuple(self._units.bindings)
 
     @property
     def literals(self) -> dict:
         """`{id: variable}` of labeled variables that belong to no layer of the model."""
         own = {id(variable) for variable in self.model.variables}
-        bound = {id(b.variable): b.variable for b in self._bindings}
+        bound = {id(b.variable): b.variable for b in self._units.bindings}
         return {key: variable for key, variable in bound.items() if key not in own}
 
     @property
@@ -269,10 +170,6 @@ class Graph:
     def free_channels(self) -> FreeChannels:
         """Output channels of kernels, how many can go and what keeps the others."""
         return count_free(self)
-
-    def reasons(self, labels: np.ndarray) -> list[str | None]:
-        """Returns why each label is kept; None for those that are free to go."""
-        return [self._reasons.get(r) for r in self._trace.atoms.root(labels).tolist()]
 
     def nested_inputs(self, model) -> list | None:
         """Returns the tensors a nested model is first called on; None for others.
@@ -416,7 +313,6 @@ class Graph:
         }
 
     def _find_locked(self) -> dict[str, str]:
-        roots = self._trace.atoms.root(np.arange(len(self._trace.atoms)))
         locked = dict(self.skipped)
         for call in self._trace.calls:
             for tensor in call.outputs[:1]:
@@ -424,7 +320,7 @@ class Graph:
                     continue
                 labels = tensor.labels[tensor.channel_axis]
                 if (self.units(labels) == self.num_units).all():
-                    locked.setdefault(call.path, self._reasons[int(roots[labels[0]])])
+                    locked.setdefault(call.path, self.reasons(labels[:1])[0])
         return locked
 
     def summary(self) -> str:
@@ -449,19 +345,3 @@ def as_graph(model) -> Graph:
             "model itself, or `tfprune.strip(model)` for a sparse one without gates."
         )
     return graph
-
-
-def _numbers_in(array: np.ndarray) -> list[int]:
-    """Returns the distinct small numbers of an array, sorted; quicker than `unique`."""
-    return np.flatnonzero(np.bincount(array)).tolist()
-
-
-def unique_names(names: list[str]) -> list[str]:
-    """Returns the names, those that came before with a number behind them."""
-    taken, unique = set(names), []
-    for place, name in enumerate(names):
-        free = (f"{name}:{number}" for number in itertools.count(1))
-        is_first = name not in names[:place]
-        unique.append(name if is_first else next(n for n in free if n not in taken))
-        taken.add(unique[-1])
-    return unique

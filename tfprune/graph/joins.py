@@ -3,10 +3,10 @@
 import numpy as np
 from keras import ops
 
+from tfprune.graph.call import Call, Tensor
 from tfprune.graph.flows import constants_of
 from tfprune.graph.following import is_symbolic
 from tfprune.graph.nodes import tree
-from tfprune.graph.trace import Call, Tensor
 
 
 def is_join(call: Call, operands) -> bool:

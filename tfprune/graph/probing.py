@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 
+from tfprune.graph.call import Call, Tensor
 from tfprune.graph.flows import common_axis
 from tfprune.graph.nodes import tree
 from tfprune.graph.opening import has_sublayers
-from tfprune.graph.trace import Call, Tensor
 
 
 def by_narrowing(call: Call, *args, **kwargs):

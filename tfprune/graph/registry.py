@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tfprune.graph.trace import variable_of
+from tfprune.graph.call import variable_of
 from tfprune.layers import KernelGate
 
 

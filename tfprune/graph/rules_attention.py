@@ -3,9 +3,9 @@
 import numpy as np
 from keras import layers
 
+from tfprune.graph.call import Call, Tensor
 from tfprune.graph.flows import is_elementwise
 from tfprune.graph.registry import register_rule
-from tfprune.graph.trace import Call, Tensor
 from tfprune.layers.kernels import altered_kernel
 
 

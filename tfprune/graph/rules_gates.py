@@ -6,9 +6,9 @@ from dataclasses import replace
 import keras
 import numpy as np
 
+from tfprune.graph.call import Binding, Call, variable_of
 from tfprune.graph.flows import only_zeros, run_on_constants
 from tfprune.graph.registry import find_rule, register_rule
-from tfprune.graph.trace import Binding, Call, variable_of
 from tfprune.layers import ChannelGate
 
 

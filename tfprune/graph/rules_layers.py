@@ -3,11 +3,11 @@
 import numpy as np
 from keras import layers
 
+from tfprune.graph.call import Binding, Call, Tensor
 from tfprune.graph.flows import along, is_elementwise, run_on_constants
 from tfprune.graph.nodes import LayerScale
 from tfprune.graph.registry import register_rule
 from tfprune.graph.sums import DEPTHWISE, SEPARABLE, TRANSPOSED, constant_sums
-from tfprune.graph.trace import Binding, Call, Tensor
 from tfprune.layers.kernels import altered_kernel
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from keras.src.ops import core, linalg, math, nn
 from keras.src.ops import numpy as knp
 
+from tfprune.graph.call import Call, Tensor
 from tfprune.graph.flows import (
     channelwise,
     concatenate,
@@ -18,7 +19,6 @@ from tfprune.graph.literals import is_variable
 from tfprune.graph.registry import register_rule
 from tfprune.graph.rules_attention import product, product_with_kernel, spell_out
 from tfprune.graph.rules_shapes import narrowed_shape
-from tfprune.graph.trace import Call, Tensor
 
 
 def _types(module, names: str) -> list[type]:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from tfprune.graph.call import Call, Tensor
 from tfprune.graph.following import OwnWeight
 from tfprune.graph.registry import register_rule
-from tfprune.graph.trace import Call, Tensor
 
 
 @register_rule(OwnWeight)

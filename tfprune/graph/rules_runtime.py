@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 
+from tfprune.graph.call import Binding, Call, Tensor
 from tfprune.graph.registry import register_rule
-from tfprune.graph.trace import Binding, Call, Tensor
 from tfprune.layers import RuntimeGate
 from tfprune.layers.one_image import Buckets
 from tfprune.layers.runtime_conv import RuntimeConv2D, Widen

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 from keras import layers
 
+from tfprune.graph.call import Binding, Call, Tensor
 from tfprune.graph.flows import concatenate
 from tfprune.graph.nodes import tree
 from tfprune.graph.registry import find_rule, register_rule, settings_of
 from tfprune.graph.rules_layers import normalize_across
-from tfprune.graph.trace import Binding, Call, Tensor
 
 
 @register_rule(layers.SimpleRNN, layers.GRU, layers.LSTM)

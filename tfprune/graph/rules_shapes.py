@@ -3,6 +3,7 @@
 import numpy as np
 from keras import layers
 
+from tfprune.graph.call import Call, Tensor
 from tfprune.graph.flows import (
     channelwise,
     concatenate,
@@ -15,7 +16,6 @@ from tfprune.graph.flows import (
 from tfprune.graph.joins import is_join, join
 from tfprune.graph.registry import register_rule
 from tfprune.graph.rules_layers import channel_axis
-from tfprune.graph.trace import Call, Tensor
 
 
 @register_rule(layers.ReLU, layers.LeakyReLU, layers.ELU)

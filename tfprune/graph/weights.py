@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from tfprune.graph.graph import Graph, unique_names
+from tfprune.graph.graph import Graph
 from tfprune.graph.group import Group
 from tfprune.graph.nodes import is_recorded, model_of_steps
 from tfprune.graph.subclassed import as_recorded
+from tfprune.graph.units import unique_names
 from tfprune.layers import KernelGate, SwapWrapper
 from tfprune.layers.kernels import (
     SEPARABLE,

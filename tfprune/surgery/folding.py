@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph import Graph
+from tfprune.graph.call import Call, Read
 from tfprune.graph.constants import (
     in_statistics,
     propagate,
@@ -14,7 +15,6 @@ from tfprune.graph.constants import (
     values_of,
 )
 from tfprune.graph.sums import SEPARABLE, constant_sums, has_borders
-from tfprune.graph.trace import Call, Read
 from tfprune.masks import Masks
 from tfprune.reading import shared_array
 from tfprune.surgery.mask import apply_masks
