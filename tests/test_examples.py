@@ -145,7 +145,7 @@ def test_gsm(capsys, tmp_path):
 
 
 def test_runtime_pruning(capsys):
-    accuracy, shares = load("examples/runtime_pruning.py").main(16, (4, 4))
+    accuracy, shares = load("examples/runtime_pruning.py").main(16, (3, 3))
     assert accuracy > 0.15
     assert 0 < shares.mean() < 0.5
     assert re.search(r"\d+% of the work", capsys.readouterr().out)
