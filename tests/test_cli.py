@@ -123,6 +123,8 @@ FAILURES = {
     "inspect {}/none.keras": "does not exist",
     "inspect {}/notes.txt": "is not a .keras file",
     "inspect {}/broken.keras": "cannot load",
+    "inspect {}/custom.keras": "it needs the class 'Custom'",
+    "inspect {}/lambda.keras": "safe_mode=False",
     "inspect {}": "is not a .keras file",
     "prune {}/model.keras -o {}/none/small": "existing directory",
     "prune {}/model.keras -o {}/small.h5": "directory",
@@ -131,10 +133,20 @@ FAILURES = {
 }
 
 
+def of_ones_own():
+    class Custom(keras.layers.Layer):
+        """Of no module that the command could import it from."""
+
+    return {"custom": Custom(), "lambda": keras.layers.Lambda(lambda x: x)}
+
+
 @pytest.mark.parametrize("command", FAILURES)
 def test_failures_are_one_and_leave_the_disk_alone(run, saved, tmp_path, command):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "broken.keras").write_bytes(b"PK not really a zip")
+    for name, layer in of_ones_own().items():
+        model = keras.Sequential([keras.Input((4,)), layer])
+        model.save(tmp_path / f"{name}.keras")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     code, out, err = run(*command.replace("{}", str(tmp_path)).split())
     assert (code, out) == (1, "")

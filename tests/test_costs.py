@@ -8,6 +8,7 @@ from invariants import random_masks
 from keras import layers, ops
 
 import tfprune
+from tfprune.callbacks import PruneToBudget
 
 
 def macs_of(shape, layer) -> int:
@@ -161,3 +162,34 @@ def test_equals_the_profiler_on_a_residual_network(make_residual):
 def test_product_of_two_tensors_is_counted():
     a, b = layers.Input((4, 6)), layers.Input((6, 5))
     assert tfprune.cost(keras.Model([a, b], ops.matmul(a, b))).macs == 4 * 6 * 5
+
+
+def test_a_budget_of_flops_says_what_it_is_without():
+    cells = [layers.LSTMCell(8), layers.LSTMCell(8)]
+    model = keras.Sequential(
+        [
+            keras.Input((6, 4)),
+            layers.RNN(cells, name="rnn"),
+            layers.Dense(8, activation="relu"),
+            layers.Dense(2),
+        ]
+    )
+    assert tfprune.cost(model).uncounted == ("rnn",)
+    assert tfprune.cost(model).macs == 8 * 8 + 8 * 2
+    with pytest.warns(UserWarning, match="are not: rnn .'rnn': no rule for RNN"):
+        tfprune.prune(model, 0.5)
+    model = tfprune.prune_wrap(model)
+    model.compile("sgd", "mse")
+    prune = PruneToBudget("magnitude", tfprune.Budget(flops_reduction=0.5))
+    with pytest.warns(UserWarning, match="are not: rnn"):
+        model.fit(np.zeros((4, 6, 4)), np.zeros((4, 2)), verbose=0, callbacks=[prune])
+
+
+def test_weights_are_all_counted_and_nothing_is_said(recwarn):
+    inputs = keras.Input((6, 4))
+    model = keras.Model(
+        inputs, layers.LSTM(2)(layers.LSTM(8, return_sequences=True)(inputs))
+    )
+    tfprune.prune(model, 0.5)
+    assert tfprune.cost(model).uncounted == ()
+    assert not [each for each in recwarn if "counted" in str(each.message)]

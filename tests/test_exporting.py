@@ -37,6 +37,21 @@ def test_saved_model_computes_what_the_model_computes(model, images, tmp_path):
     assert os.listdir(tmp_path) == ["small"]
 
 
+@pytest.mark.parametrize("format", ["tf_saved_model", "litert"])
+def test_what_augments_images_in_training_does_not_when_served(
+    model, images, tmp_path, format
+):
+    augmented = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.RandomRotation(0.5), *model.layers]
+    )
+    path = tmp_path / ("small.tflite" if format == "litert" else "small")
+    tfprune.export(augmented, path, format=format)
+    if format == "tf_saved_model":
+        expected = augmented(images[0], training=False)
+        for _ in range(3):
+            np.testing.assert_allclose(served(path, images[0]), expected, atol=1e-5)
+
+
 def test_weights_are_written_once(model, tmp_path):
     path = tfprune.export(model, tmp_path / "small")
     model.export(tmp_path / "keras", verbose=False)
@@ -176,8 +191,9 @@ def test_places_that_cannot_be_written(model, tmp_path):
     [
         ("small", "savedmodel", "must be one of 'tf_saved_model'"),
         ("small", "litert", "must end in .tflite"),
-        ("small.onnx", "litert", "must end in .tflite"),
-        ("small.keras", "tf_saved_model", "must name a directory"),
+        ("small.onnx", "litert", "Pass format='onnx'"),
+        ("small.tflite", "tf_saved_model", "Pass format='litert'"),
+        ("small.keras", "tf_saved_model", "Pass format='keras'"),
         ("small.h5", "tf_saved_model", "must name a directory"),
     ],
 )
@@ -219,3 +235,23 @@ def test_litert_leaves_zeros_out(tmp_path):
     assert sparse < 0.4 * dense
     with pytest.raises(ValueError, match="`sparse` goes with"):
         tfprune.export(masked, tmp_path / "saved", sparse=True)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_litert_of_mixed_precision(make_vgg, images, tmp_path, policy):
+    keras.config.set_dtype_policy(policy)
+    model = make_vgg()
+    path = tfprune.export(model, tmp_path / "small.tflite", format="litert")
+    (received,) = exporting._run_litert(model, path, images[0])
+    keras.config.set_dtype_policy("float32")
+    plain = make_vgg()
+    plain.set_weights(model.get_weights())
+    np.testing.assert_allclose(received, plain(images[0]), atol=1e-5)
+    assert model.layers[0].compute_dtype == policy.removeprefix("mixed_")
+
+
+def test_what_litert_cannot_run_is_explained(tmp_path):
+    model = keras.Sequential([keras.Input((6, 4)), keras.layers.LSTM(8)])
+    with pytest.raises(ValueError, match="Flex delegate.*unroll=True"):
+        tfprune.export(model, tmp_path / "small.tflite", format="litert")
+    assert not os.listdir(tmp_path)

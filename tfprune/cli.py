@@ -1,5 +1,7 @@
 """What the commands do; `tfprune_command` says how they are called."""
 
+import re
+
 import keras
 
 from tfprune import costs, exporting, graph, importances, pruning, reports
@@ -31,6 +33,8 @@ def prune(path, output, force, importance, **options):
     before = _measure(dense, size)
     after = _measure(pruned, reports.bytes_on_disk(output))
     _print(reports.comparison_table(before, after, title=str(output)))
+    for path in costs.cost(dense).uncounted:
+        print(f"not among the multiply-accumulates: {path}, which was not followed")
 
 
 def _check_output(output, format, force):
@@ -45,7 +49,24 @@ def _load(path):
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
-        raise ValueError(f"cannot load {path}: {error}") from error
+        raise ValueError(f"cannot load {path}: {_reason(error)}") from error
+
+
+def _reason(error) -> str:
+    """Says what a command cannot do and Python can, of what Keras says at length."""
+    text = str(error)
+    missing = re.search(r"Could not locate (class|function) '([^']+)'", text)
+    if missing:
+        return (
+            f"it needs the {missing[1]} {missing[2]!r}, which is not Keras's. In Python, "
+            "import it, load the model and call tfprune.prune"
+        )
+    if "safe_mode" in text:
+        return (
+            "it holds Python code of a Lambda layer. If you trust the file, in Python: "
+            "model = keras.saving.load_model(path, safe_mode=False); tfprune.prune(model)"
+        )
+    return text
 
 
 def _measure(model, file_bytes):

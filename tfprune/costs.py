@@ -1,5 +1,6 @@
 """Costs: multiply-accumulates and parameters of a model under any masks."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -41,12 +42,15 @@ class Cost:
         scattered: entries written to put zeros between the channels of branches that
             are pruned independently (`Graph(residual="independent")`). They take
             time and no multiply-accumulates.
+        uncounted: paths of layers that have kernels and could not be followed. Their
+            multiply-accumulates are in no count, their weights are.
     """
 
     macs: int
     params: int
     layers: tuple[LayerCost, ...] = field(repr=False, compare=False)
     scattered: int = field(default=0, repr=False, compare=False)
+    uncounted: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def flops(self) -> int:
@@ -83,7 +87,42 @@ def cost(model: keras.Model | Graph, masks: Mapping | None = None) -> Cost:
     macs, params = counter.macs_per_term(keep), counter.params_per_variable(keep)
     rows = _layer_rows(graph, counter, macs, params, keep)
     moved = scattered(graph, keep)
-    return Cost(int(macs.sum()), int(params.sum()), rows, moved)
+    return Cost(int(macs.sum()), int(params.sum()), rows, moved, (*_uncounted(graph),))
+
+
+def warn_of_uncounted(graph: Graph, budget) -> None:
+    """Warns of what a budget of FLOPs is without.
+
+    Args:
+        graph: the `Graph` that the budget is for.
+        budget: `Budget`.
+    """
+    left_out = _uncounted(graph) if budget.flops_reduction is not None else ()
+    if left_out:
+        first = left_out[0]
+        # Without a `stacklevel`, Python says it once, however often masks are chosen.
+        warnings.warn(
+            "`flops_reduction` is of the multiply-accumulates that are counted, and "
+            "those of layers that could not be followed are not: "
+            f"{', '.join(left_out[:8])}{', ...' * (len(left_out) > 8)} ({first!r}: "
+            f"{graph.skipped[first]}). `params_reduction` counts all weights."
+        )
+
+
+def _uncounted(graph: Graph) -> list[str]:
+    """Returns the paths of layers with kernels whose work nothing has counted."""
+    skipped = [call for call in graph.calls if call.path in graph.skipped]
+    with_kernels = [
+        call.path
+        for call in skipped
+        if any(len(v.shape) > 1 for v in getattr(call.layer, "weights", ()))
+    ]
+    counted = [f"{term.path}/" for term in graph.mac_terms]
+    return [
+        path
+        for path in dict.fromkeys(with_kernels)
+        if not any(each.startswith(f"{path}/") for each in counted)
+    ]
 
 
 class Counter:

@@ -1,5 +1,6 @@
 """Deployment artefacts, checked against the model before they take their name."""
 
+import contextlib
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from tfprune.graph.nodes import as_functional, flatten_layers, input_structure
 from tfprune.layers.runtime_conv import RuntimeConv2D
 from tfprune.surgery import certificate
 
+# LiteRT itself has no operations in float16 or bfloat16.
+_PRECISION = {"litert": certificate.in_float32}
 _SUFFIXES = {
     "tf_saved_model": "",
     "litert": ".tflite",
@@ -67,10 +70,11 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
     with writing.write_aside(path, _SUFFIXES[format], overwrite) as aside:
         plain = surgery.strip(model) if surgery.has_gates(model) else model
         inputs = certificate.probe_inputs(plain)
-        # Before writing, because Keras exports to ONNX only what has been called.
-        expected = certificate.run(plain, inputs)
-        _write(plain, aside, format, sparse)
-        _verify(plain, aside, format, inputs, expected)
+        with _PRECISION.get(format, contextlib.nullcontext)(plain):
+            # Before writing, because Keras exports to ONNX only what has been called.
+            expected = certificate.run(plain, inputs)
+            _write(plain, aside, format, sparse)
+            _verify(plain, aside, format, inputs, expected)
     return Path(path)
 
 
@@ -80,6 +84,13 @@ def check_path(path, format, overwrite=False):
         raise ValueError(
             f"`format` must be one of {', '.join(map(repr, _SUFFIXES))}. "
             f"Received: format={format!r}."
+        )
+    meant = {suffix: name for name, suffix in _SUFFIXES.items() if suffix}
+    by_ending = meant.get(Path(path).suffix, format)
+    if by_ending != format:
+        raise ValueError(
+            f"`format` and the ending of `path` must agree. Received: path={path}, "
+            f"format={format!r}. Pass format={by_ending!r}, or another path."
         )
     writing.check_path(path, _SUFFIXES[format], overwrite)
 
@@ -123,7 +134,12 @@ def _write_saved_model(model, path):
     archive = keras.export.ExportArchive()
     archive.track(model)
     signature = [input_structure(as_functional(model))]
-    archive.add_endpoint("serve", model.__call__, signature)
+
+    # Keras's augmenting layers take a call that does not say for one in training.
+    def serve(inputs):
+        return model(inputs, training=False)
+
+    archive.add_endpoint("serve", serve, signature)
     # `model.export` stops here, and its file has every weight twice: as the variable
     # that the endpoint uses, and as the Keras variable around it.
     for name in ("variables", "trainable_variables", "non_trainable_variables"):
@@ -138,6 +154,13 @@ def _verify(model, path, format, inputs, expected):
         if received is not None:
             certificate.certify(expected, received, model)
     except Exception as error:
+        if "Flex" in str(error):
+            raise ValueError(
+                f"{model.name!r} needs operations of TensorFlow that LiteRT runs only "
+                "with its Flex delegate, which is not here to verify the file with. "
+                "Nothing was written. Recurrent layers can do without if they are made "
+                "with `unroll=True` and inputs of a fixed length."
+            ) from error
         raise ValueError(
             f"The artefact must compute what {model.name!r} computes, and in "
             f"format={format!r} it does not. Nothing was written. {error}"

@@ -61,7 +61,7 @@ def inspect_table(graph, title=None):
             layer.type,
             _shape(layer.output_shape),
             _count(layer.params),
-            _count(layer.macs),
+            "not counted" if layer.path in cost.uncounted else _count(layer.macs),
             "\n".join(f"{group.name} ({group.size})" for group in own),
             _coupled(layer.path, own),
             _reason(graph, layer.path),

@@ -7,7 +7,7 @@ import numpy as np
 from tfprune import importances
 from tfprune.budget import Budget
 from tfprune.checks import check_number
-from tfprune.costs import Counter
+from tfprune.costs import Counter, warn_of_uncounted
 from tfprune.cuts import select_above, select_by_rule
 from tfprune.graph import Graph, WeightGraph
 from tfprune.masks import Masks
@@ -218,6 +218,7 @@ class Ranking:
     """
 
     def __init__(self, graph: Graph, scores, budget: Budget):
+        warn_of_uncounted(graph, budget)
         self.graph, self.budget = graph, budget
         self.sizes = np.array([group.size for group in graph.groups], np.int64)
         finite = [int(np.isfinite(scores[g.name]).sum()) for g in graph.groups]

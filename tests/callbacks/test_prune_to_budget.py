@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfprune.budget import Budget
 from tfprune.callbacks import PruneToBudget
@@ -474,3 +475,62 @@ def _twins(make, count=2):
     for other in others:
         other.set_weights(first.get_weights())
     return [first, *others]
+
+
+# Parts of what is trained ---------------------------------------------------------
+
+
+class Adversarial(keras.Model):
+    """A GAN's first half: a training step and an optimizer of its own, no `call`."""
+
+    def __init__(self, generator, critic):
+        super().__init__()
+        self.generator, self.critic = generator, critic
+        self.own = keras.optimizers.SGD(0.01)
+
+    def train_step(self, x):
+        noise = keras.random.normal((4, 8))
+        with tf.GradientTape() as tape:
+            loss = -tf.reduce_mean(self.critic(self.generator(noise, training=True)))
+        variables = self.generator.trainable_variables
+        self.own.apply_gradients(zip(tape.gradient(loss, variables), variables))
+        return {"loss": loss}
+
+
+def dense_network(*widths):
+    hidden = [keras.layers.Dense(width, "relu") for width in widths[1:-1]]
+    last = keras.layers.Dense(widths[-1])
+    return keras.Sequential([keras.Input((widths[0],)), *hidden, last])
+
+
+def test_generator_of_a_gan():
+    generator = prune_wrap(dense_network(8, 16, 16, 4))
+    model = Adversarial(generator, dense_network(4, 8, 1))
+    model.compile()
+    data = tf.data.Dataset.from_tensors(tf.zeros((4, 4))).repeat(8)
+    with pytest.raises(ValueError, match="part=generator"):
+        model.fit(data, verbose=0, callbacks=[PruneToBudget("magnitude", HALF)])
+    seen = []
+    prune = PruneToBudget(
+        "magnitude", HALF, Polynomial(begin=0, end=12, frequency=4), part=generator
+    )
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(flops_reduction(generator))
+    )
+    history = model.fit(data, epochs=2, verbose=0, callbacks=[prune, watch])
+    steps = [i + 1 for i in range(1, 16) if seen[i] != seen[i - 1]]
+    assert steps == [4, 8, 12]
+    assert flops_reduction(generator) >= 0.5
+    assert history.history["flops_reduction"][-1] >= 0.5
+
+
+def test_student_that_is_distilled():
+    student = prune_wrap(dense_network(8, 16, 16, 4))
+    distiller = keras.distillation.Distiller(
+        dense_network(8, 32, 4), student, keras.distillation.LogitsDistillation()
+    )
+    distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    x, y = np.ones((16, 8), "float32"), np.zeros(16)
+    prune = PruneToBudget("magnitude", HALF, part=student)
+    distiller.fit(x, y, batch_size=4, epochs=3, verbose=0, callbacks=[prune])
+    assert flops_reduction(student) >= 0.5

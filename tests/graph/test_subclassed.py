@@ -4,6 +4,7 @@ import checker
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 from own import Residual, check_own
 
@@ -197,3 +198,47 @@ def test_model_with_a_graph_and_a_call_of_its_own(make, groups):
         np.testing.assert_allclose(copy(data()), expected, rtol=1e-4, atol=1e-5)
     small = tfprune.prune(model, 0.3)
     assert tfprune.cost(small).macs <= 0.7 * tfprune.cost(model).macs
+
+
+@keras.saving.register_keras_serializable("tests")
+class OfDict(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.left, self.right = layers.Dense(16, "relu"), layers.Dense(16, "relu")
+        self.logits = layers.Dense(3)
+
+    def call(self, inputs):
+        return self.logits(self.left(inputs["b"]) * self.right(inputs["a"]))
+
+
+def test_inputs_have_the_names_of_their_keys(recwarn, tmp_path):
+    x = {"a": np.ones((2, 4), "float32"), "b": np.ones((2, 5), "float32")}
+    model = OfDict()
+    expected = model(x)
+    graph = tfprune.Graph(model)
+    np.testing.assert_allclose(graph.model(x), expected, atol=1e-6)
+    small = tfprune.prune(model, 0.5)
+    assert {each.name: each.shape[-1] for each in small.inputs} == {"a": 4, "b": 5}
+    small.predict(x, verbose=0)
+    path = tfprune.export(small, tmp_path / "small")
+    artefact = tf.saved_model.load(str(path))
+    np.testing.assert_allclose(artefact.serve(x), small(x), atol=1e-6)
+    assert not [each for each in recwarn if "structure" in str(each.message)]
+
+
+class WithTensorFlow(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.logits = layers.Dense(3)
+
+    def call(self, x):
+        return self.logits(tf.nn.relu(x))
+
+
+def test_functions_of_tensorflow_are_named_as_what_is_in_the_way():
+    model = WithTensorFlow()
+    model(np.ones((2, 4), "float32"))
+    with pytest.raises(ValueError, match="use those of `keras.ops`") as caught:
+        tfprune.Graph(model)
+    # Which would meet the same functions.
+    assert "Wrap its call" not in str(caught.value)

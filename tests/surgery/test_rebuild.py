@@ -4,6 +4,7 @@ import checker
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from builders import block, check, conv, head, image
 from invariants import check_all, fingerprint, random_masks
 from keras import layers, ops
@@ -386,6 +387,48 @@ def test_adapted_normalization_keeps_its_statistics(width):
     graph, masks, small = check_all(model)
     assert {"b", "c"} <= set(graph.layer_masks(masks))
     assert np.array_equal(small.get_layer("normalization").mean, normalization.mean)
+
+
+def adapted(kind, data, **settings):
+    layer = kind(**settings)
+    layer.adapt(tf.constant(data))
+    return layer
+
+
+WORDS = [["a b"], ["b c"], ["b b d"]]
+LOOKUPS = {
+    "words": lambda: adapted(layers.StringLookup, WORDS, output_mode="multi_hot"),
+    "numbers": lambda: adapted(
+        layers.IntegerLookup, [[3], [5], [5]], output_mode="one_hot"
+    ),
+    "text": lambda: adapted(layers.TextVectorization, WORDS, output_mode="count"),
+    "weighted": lambda: adapted(
+        layers.TextVectorization,
+        WORDS,
+        output_mode="tf_idf",
+        pad_to_max_tokens=True,
+        max_tokens=9,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LOOKUPS)
+def test_vocabulary_that_a_lookup_has_found_survives(kind, tmp_path):
+    lookup = LOOKUPS[kind]()
+    is_text = kind != "numbers"
+    inputs = keras.Input((1,), dtype="string" if is_text else "int64")
+    x = layers.Dense(8, activation="relu")(lookup(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    x = tf.constant([["b b d"], ["b c"], ["z"]] if is_text else [[5], [3], [9]])
+    assert np.ptp(np.asarray(lookup(x)), axis=0).max() > 0
+    masks = random_masks(tfprune.Graph(model))
+    expected = tfprune.apply_masks(model, masks)(x)
+    small = tfprune.compact(model, masks)
+    np.testing.assert_allclose(small(x), expected, atol=1e-6)
+    for copy in (tfprune.prune_wrap(model), tfprune.strip(model)):
+        copy.save(tmp_path / "copy.keras")
+        loaded = keras.models.load_model(tmp_path / "copy.keras")
+        np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
 
 
 def test_vocabulary_of_a_lookup_survives():

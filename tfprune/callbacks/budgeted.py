@@ -7,7 +7,7 @@ import numpy as np
 
 from tfprune import training
 from tfprune.budget import Budget
-from tfprune.costs import cost
+from tfprune.costs import cost, warn_of_uncounted
 from tfprune.graph import Graph
 from tfprune.surgery import has_gates, masks_in, set_masks
 from tfprune.surgery.gates import has_kernel_gates
@@ -21,12 +21,13 @@ class BudgetedCallback(keras.callbacks.Callback):
     Args:
         budget: a `tfprune.Budget` with a target.
         block: size of the blocks of weights that go together, see `tfprune.Graph`.
+        part: the model with gates, if it is only a part of the one that is trained.
     """
 
     # The kinds of gates that the callback can close.
     units = ("channel",)
 
-    def __init__(self, budget, block=None):
+    def __init__(self, budget, block=None, part=None):
         super().__init__()
         if not isinstance(budget, Budget) or budget.target is None:
             raise ValueError(
@@ -35,24 +36,30 @@ class BudgetedCallback(keras.callbacks.Callback):
             )
         self.budget = budget
         self.block = block
+        self.part = part
 
     def set_model(self, model):
         super().set_model(model)
         training.announce(self, model)
 
+    @property
+    def pruned(self):
+        """The model whose gates close."""
+        return self.model if self.part is None else self.part
+
     def read_model(self):
         """Reads the model that is about to be trained; raises if it has no gates."""
-        if not has_gates(self.model):
+        if not has_gates(self.pruned):
             raise ValueError(
                 f"`{type(self).__name__}` closes gates, and the model has none. "
-                f"Received: model={self.model.name!r}. Train "
+                f"Received: model={self.pruned.name!r}. Train "
                 "`tfprune.prune_wrap(model)`, which computes the same, and compile it."
             )
-        unit = "weight" if has_kernel_gates(self.model) else "channel"
+        unit = "weight" if has_kernel_gates(self.pruned) else "channel"
         if unit not in self.units:
             raise ValueError(
                 f"`{type(self).__name__}` closes gates of channels, and those of the "
-                f"model are masks on weights. Received: model={self.model.name!r}. "
+                f"model are masks on weights. Received: model={self.pruned.name!r}. "
                 "Wrap it with `tfprune.layers.ChannelGate`."
             )
         if unit == "channel" and self.budget.n_of_m is not None:
@@ -62,8 +69,20 @@ class BudgetedCallback(keras.callbacks.Callback):
                 "`tfprune.layers.WeightMask`."
             )
         block = {} if self.block is None else {"block": self.block}
-        self.graph = Graph(self.model, unit=unit, **block)
-        self._dense = cost(self.graph) if unit == "channel" else None
+        self.graph = self._graph(unit=unit, **block)
+        self._dense = None
+        if unit == "channel":
+            self._dense = cost(self.graph)
+            warn_of_uncounted(self.graph, self.budget)
+
+    def _graph(self, **settings):
+        try:
+            return Graph(self.pruned, **settings)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} If the gates are in a part of it, such as the generator of a "
+                "GAN or a student: `PruneToBudget(importance, budget, part=generator)`."
+            ) from error
 
     def check_gates(self, names):
         """Raises unless every unit of the groups of these names has a gate."""

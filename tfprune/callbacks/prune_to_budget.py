@@ -57,6 +57,10 @@ class PruneToBudget(BudgetedCallback):
         data: iterable of batches `(x, y)` or `(x, y, sample_weight)`, such as a batched
             `tf.data.Dataset`, that an importance such as `"taylor"` is shown at each
             update. Defaults to None, for importances that need none.
+        part: the model with gates, where it is only a part of the one that is trained,
+            such as a GAN's generator or the student of
+            `keras.distillation.Distiller`. Batches count as steps then, whichever
+            optimizers there are. Defaults to None: all that is trained.
 
     Raises:
         ValueError: when training begins, if the model has no gates, the budget is
@@ -84,8 +88,9 @@ class PruneToBudget(BudgetedCallback):
         scope="global",
         data=None,
         block=None,
+        part=None,
     ):
-        super().__init__(budget, block)
+        super().__init__(budget, block, part)
         self.importance = importances.get(importance)
         _check_data(self.importance, data)
         self.schedule = Polynomial() if schedule is None else schedule
@@ -99,26 +104,31 @@ class PruneToBudget(BudgetedCallback):
 
     def on_train_begin(self, logs=None):
         self.read_model()
-        self._total = training.total_steps(self.model, self.params)
+        self._total = self._total_steps()
         self._updates = training.simulate(self.schedule, self._total)
         self.check_gates(self._names_in_scope())
         # Raises here, before the first step, if the budget is out of reach.
         self._forecast = self.removed(self._choose(1.0))
-        self._origin = None
+        self._origin, self._batches = None, 0
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not in `on_train_begin`: `BackupAndRestore` may load another state there.
+        steps = self.params["steps"]
+        self._before = self._batches if steps is None else steps * epoch
+        self._batches = self._before
         if self._origin is None:
-            self._origin = training.origin(self.model, self.params, epoch)
+            self._origin = self._first_step(epoch)
             self._catch_up()
 
     def on_train_batch_end(self, batch, logs=None):
+        self._batches = self._before + batch + 1
         if self._num_done < len(self._updates):
             self._advance(self._position())
 
     def on_epoch_end(self, epoch, logs=None):
         is_last = epoch + 1 == self.params["epochs"] and not self.model.stop_training
-        if is_last and self._total and training.skips_steps(self.model):
+        counts = self.part is None and self._total
+        if is_last and counts and training.skips_steps(self.model):
             self._advance(self._total)
         self.write_logs(logs)
 
@@ -156,8 +166,20 @@ class PruneToBudget(BudgetedCallback):
             return {group.name: None for groups in matches for group in groups}
         return [group.name for group in self.graph.groups]
 
+    def _total_steps(self):
+        if self.part is None:
+            return training.total_steps(self.model, self.params)
+        return self.params["steps"] and self.params["steps"] * self.params["epochs"]
+
+    def _first_step(self, epoch):
+        if self.part is None:
+            return training.origin(self.model, self.params, epoch)
+        return 0
+
     def _position(self):
-        return training.iterations(self.model) - self._origin
+        if self.part is None:
+            return training.iterations(self.model) - self._origin
+        return self._batches
 
     def _catch_up(self):
         """Makes good an update that a resumed model has not seen."""
@@ -188,7 +210,7 @@ class PruneToBudget(BudgetedCallback):
             self.importance.reset_state()
             for batch in self.data:
                 x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-                self.importance.update_state(self.model, x, y, weight)
+                self.importance.update_state(self.pruned, x, y, weight)
         budget = self.budget.scaled(fraction)
         return select(self.graph, self.importance, budget, scope=self.scope)
 

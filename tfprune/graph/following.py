@@ -110,6 +110,8 @@ def follow(layer, inputs, args, kwargs, training: bool) -> Functional:
             raise NotOpened(first_line(error)) from error
         except Exception as error:
             why = f"its `call` cannot be followed: {first_line(error)}{_open(inputs)}"
+            if "KerasTensor cannot be used as input to a TensorFlow" in str(error):
+                why = "its `call` uses functions of `tf`: use those of `keras.ops`"
             raise NotOpened(why) from error
         finally:
             own.update(weights)

@@ -76,12 +76,17 @@ def as_functional(model, reason: str = "it records no graph of layers") -> Funct
 
 def not_recorded(model, reason: str) -> ValueError:
     """Returns the error for a subclassed model whose graph is not known."""
+    advice = (
+        " Wrap its call: `inputs = keras.Input(shape); "
+        "model = keras.Model(inputs, subclassed.call(inputs))`."
+    )
     return ValueError(
         "`model` must be a Functional or Sequential model, or a subclassed model "
         f"that can be taken apart, and this one cannot: {reason}. Received: "
-        f"{model.name!r} of class {type(model).__name__}. Wrap its call: "
-        "`inputs = keras.Input(shape); "
-        "model = keras.Model(inputs, subclassed.call(inputs))`."
+        f"{model.name!r} of class {type(model).__name__}."
+        # Which would meet the same functions.
+        + advice
+        * ("keras.ops" not in reason)
     )
 
 
@@ -139,12 +144,20 @@ def known_call(model):
     shapes = list((model._build_shapes_dict or {}).values())
     if len(arguments) != 1 or len(shapes) != 1:
         return None
-    return (
-        tree.map_shape_structure(
-            lambda shape: keras.KerasTensor((None, *shape[1:]), model.variable_dtype),
-            shapes[0],
-        ),
-    ), {}
+    given = tree.map_shape_structure(
+        lambda shape: keras.KerasTensor((None, *shape[1:]), model.variable_dtype),
+        shapes[0],
+    )
+    return (_untracked(given),), {}
+
+
+def _untracked(structure):
+    """Returns dicts and lists that Keras has wrapped as what they are."""
+    if isinstance(structure, dict):
+        return {name: _untracked(each) for name, each in structure.items()}
+    if isinstance(structure, list):
+        return [*map(_untracked, structure)]
+    return structure
 
 
 def follow_training(node) -> None:

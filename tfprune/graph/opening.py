@@ -147,18 +147,29 @@ def _followed(follow, layer, inputs, args, kwargs) -> Functional:
 
 def _fresh_inputs(args, kwargs):
     """Returns new inputs, and the arguments with them in."""
-    inputs = []
+    inputs, names = [], _names_in(args)
 
     def fresh(x):
         if not is_symbolic(x):
             return x
-        inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype))
+        settings = {"dtype": x.dtype, "name": names.get(id(x))}
+        inputs.append(keras.Input(batch_shape=x.shape, **settings))
         return inputs[-1]
 
     filled = tree.map_structure(fresh, (args, _without_training(kwargs)))
     if not inputs:
         raise NotOpened("it is called on no tensor")
     return inputs, filled
+
+
+def _names_in(args) -> dict[int, str]:
+    """Returns `{id(input): its key}` where a call is given a dict of inputs.
+
+    Keras looks for inputs by these names.
+    """
+    if len(args) != 1 or not isinstance(args[0], dict):
+        return {}
+    return {id(x): name for name, x in args[0].items() if isinstance(name, str)}
 
 
 def _without_training(kwargs: dict) -> dict:

@@ -9,6 +9,11 @@ import numpy as np
 from tfprune.graph.nodes import Operation, tree
 
 _NOT_SHARED = (keras.layers.Layer, keras.Variable)
+_LOOKUPS = (
+    keras.layers.StringLookup,
+    keras.layers.IntegerLookup,
+    keras.layers.TextVectorization,
+)
 
 
 def made_again(layer, changes: Callable = lambda config: {}):
@@ -24,10 +29,26 @@ def made_again(layer, changes: Callable = lambda config: {}):
     config = {}
     try:
         config = dict(layer.get_config())
+        if isinstance(layer, _LOOKUPS) and config["vocabulary"] is None:
+            config |= _adapted(layer)
         return type(layer).from_config({**config, **changes(config)})
     except Exception as error:
         # Objects that Keras cannot serialize, or whatever its constructor makes of it.
         return _from_attributes(layer, changes(config), error)
+
+
+def _adapted(layer) -> dict:
+    """Returns what `adapt` has found, which is in no config and no variable."""
+    words = layer.get_vocabulary(include_special_tokens=False)
+    if not len(words):
+        return {}
+    found = {"vocabulary": [_plain_number(word) for word in words]}
+    table = getattr(layer, "_lookup_layer", layer)
+    if table.output_mode == "tf_idf":
+        special = len(layer.get_vocabulary()) - len(words)
+        weights = table.idf_weights.numpy()[special : special + len(words)]
+        found["idf_weights"] = weights.tolist()
+    return found
 
 
 def _from_attributes(layer, settings: dict, error: Exception):

@@ -1,15 +1,93 @@
 """The certificate: old and new model run on the same inputs and must agree."""
 
+import contextlib
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
-from tfprune.graph.nodes import as_functional, flatten_layers, input_structure, tree
+from tfprune.graph.nodes import (
+    as_functional,
+    flatten_layers,
+    input_structure,
+    is_recorded,
+    nodes_in_order,
+    tree,
+)
 from tfprune.graph.shapes import OPEN_SIZES, assumed_shape
 
 # Above float rounding of the deepest models, far below one wrong channel.
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+_LOW = ("float16", "bfloat16")
+# Outputs smaller than this part of the largest one may be next to nothing by chance.
+_NOTHING = 1e-3
+
+
+class Certificate:
+    """What a model computes on probe inputs, for what is made of it to agree with.
+
+    Models in mixed precision are run in float32, as what low precision rounds away
+    would hide errors.
+
+    Args:
+        model: the model. It is not changed.
+        values: as for `run`.
+
+    Raises:
+        ValueError: if the outputs are not finite.
+    """
+
+    def __init__(self, model, values: dict | None = None):
+        self._model, self._values = model, values
+        self._precision = in_float32
+        try:
+            with in_float32(model):
+                self._probes, self._expected = finite_probe(model, values)
+        except Exception:
+            if not _lowered(model):
+                raise
+            # Constants of its own in low precision, which do not go with float32.
+            self._precision = contextlib.nullcontext
+            self._probes, self._expected = finite_probe(model, values)
+
+    def check(self, other) -> float:
+        """Returns the relative error of another model; raises if it is beyond rounding.
+
+        Raises:
+            ValueError: if the outputs differ or are not finite.
+        """
+        with self._precision(self._model), self._precision(other):
+            received = run(other, self._probes)
+            return certify(self._expected, received, self._model, self._rerun)
+
+    def _rerun(self):
+        return run(self._model, nudged(self._probes), self._values)
+
+
+@contextlib.contextmanager
+def in_float32(model):
+    """Lets the layers of a model compute in float32; those that are quantized do not."""
+    policies = [(layer, layer.dtype_policy) for layer in _lowered(model)]
+    try:
+        for layer, _ in policies:
+            layer.dtype_policy = "float32"
+        yield
+    finally:
+        for layer, policy in policies:
+            layer.dtype_policy = policy
+
+
+def _lowered(model) -> list:
+    """Returns the layers whose policies let them compute in low precision."""
+    layers = {id(layer): layer for layer in flatten_layers(model)}
+    return [layer for layer in layers.values() if _is_low(layer.dtype_policy)]
+
+
+def _is_low(policy) -> bool:
+    is_plain = not isinstance(policy, keras.dtype_policies.DTypePolicyMap)
+    return (
+        is_plain and policy.quantization_mode is None and policy.compute_dtype in _LOW
+    )
 
 
 def probe_inputs(
@@ -118,24 +196,29 @@ def _as_float64(x) -> np.ndarray:
 
 
 def max_relative_error(expected, received) -> float:
-    """Returns the largest error of all outputs, relative to the output's maximum.
+    """Returns the largest error of all outputs and samples, relative to their maximum.
 
     Args:
         expected: array, or structure of arrays.
         received: the same structure.
     """
     pairs = zip(tree.flatten(expected), tree.flatten(received), strict=True)
-    return max((_relative_error(a, b) for a, b in pairs), default=0.0)
+    errors = [_errors_by_sample(*pair) for pair in pairs]
+    # Not Python's `max`: a NaN must come out as NaN, which no bound accepts.
+    return float(np.max(np.concatenate([[0.0], *errors])))
 
 
-def _relative_error(expected, received) -> float:
+def _errors_by_sample(expected, received) -> np.ndarray:
+    """Returns one error per sample: large inputs must not hide those of small ones."""
     a, b = _as_float64(expected), _as_float64(received)
     if a.shape != b.shape:
-        return float("inf")
-    scale = np.abs(a).max(initial=0.0)
-    error = np.abs(a - b).max(initial=0.0)
-    # Not `error > 0 and ...`: a NaN must come out as NaN, which no bound accepts.
-    return float(error / scale) if scale else float(error)
+        return np.array([float("inf")])
+    samples = len(a) if a.ndim else 1
+    a, b = (x.reshape(samples, x.size // max(1, samples)) for x in (a, b))
+    scales = np.abs(a).max(axis=1, initial=0.0)
+    scales = np.maximum(scales, _NOTHING * scales.max(initial=0.0))
+    errors = np.abs(a - b).max(axis=1, initial=0.0)
+    return errors / np.where(scales > 0, scales, 1.0)
 
 
 def run(model, inputs, values: dict | None = None):
@@ -180,8 +263,7 @@ def certify(expected, received, model, rerun: Callable | None = None) -> float:
         ValueError: if the outputs differ or are not finite.
     """
     error = max_relative_error(expected, received)
-    dtypes = {layer.compute_dtype for layer in flatten_layers(model)}
-    tolerance = max(_TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
+    tolerance = max(_TOLERANCE.get(dtype, 0.0) for dtype in _dtypes(model))
     if error <= tolerance:
         return error
     if rerun is None or not _is_rounding(expected, received, rerun(), tolerance):
@@ -207,6 +289,19 @@ def _is_rounding(expected, received, rerun, tolerance: float) -> bool:
     return True
 
 
-def _errors_by_sample(expected, received) -> np.ndarray:
-    pairs = zip(_as_float64(expected), _as_float64(received), strict=True)
-    return np.array([_relative_error(a, b) for a, b in pairs])
+def _dtypes(model) -> set[str]:
+    """Returns the data types that a model rounds to."""
+    dtypes = {variable.dtype for variable in model.variables}
+    for layer in flatten_layers(model):
+        dtypes.add(layer.compute_dtype)
+        dtypes |= {cast.dtype for cast in _casts(layer)}
+    return dtypes
+
+
+def _casts(layer) -> list:
+    """Returns the operations in a layer's graph that have a data type of their own."""
+    if not is_recorded(layer):
+        return []
+    operations = [node.operation for node in nodes_in_order(as_functional(layer))]
+    plain = [x for x in operations if not isinstance(x, keras.layers.Layer)]
+    return [x for x in plain if isinstance(getattr(x, "dtype", None), str)]

@@ -8,7 +8,7 @@ from tfprune.graph import Graph, as_graph
 from tfprune.graph.literals import rewriter
 from tfprune.graph.registry import settings_of
 from tfprune.reading import shared_array
-from tfprune.surgery.certificate import certify, finite_probe, nudged, run
+from tfprune.surgery.certificate import Certificate
 from tfprune.surgery.folding import fold_constants, with_constants
 from tfprune.surgery.gates import has_gates, has_kernel_gates
 from tfprune.surgery.mask import apply_masks, dead_masks, gate_masks, zeroed_values
@@ -89,12 +89,11 @@ def compact(
     elif values and graph.literals.keys() & values.keys():
         # Weights that Keras does not know of cannot be lent to a run.
         model, values = apply_masks(model, masks), None
-    probes, expected = finite_probe(model, values)
+    certificate = Certificate(model, values)
     small = _folded(graph) if fold else _compacted(graph, masks)
     if optimize:
         small = faster(small)
-    received = run(small, probes)
-    certify(expected, received, model, lambda: run(model, nudged(probes), values))
+    certificate.check(small)
     return with_new_weights(small) if reinitialize else small
 
 
