@@ -389,6 +389,14 @@ def test_adapted_normalization_keeps_its_statistics(width):
     assert np.array_equal(small.get_layer("normalization").mean, normalization.mean)
 
 
+@pytest.mark.parametrize("mode", ["int8", "float8"])
+def test_what_was_quantized_is_copied(mode):
+    model = keras.Sequential([layers.Input((8,)), layers.Dense(6), layers.Dense(3)])
+    model.quantize(mode)
+    x = checker.make_inputs(model)
+    np.testing.assert_allclose(tfprune.strip(model)(x), model(x), atol=1e-6)
+
+
 def adapted(kind, data, **settings):
     layer = kind(**settings)
     layer.adapt(tf.constant(data))

@@ -361,7 +361,7 @@ def copy_state(old, new, value_of: Callable = keras.Variable.numpy):
         for each in initializers_of(new).values()
         if isinstance(each, _Given) and each.was_used and each.value_of is value_of
     }
-    for source, target in zip(old_variables, new_variables, strict=True):
+    for source, target in _paired(old_variables, new_variables):
         if id(source) in given:
             continue
         value = np.asarray(value_of(source))
@@ -380,6 +380,16 @@ def copy_state(old, new, value_of: Callable = keras.Variable.numpy):
         new.embeddings_initializer = old.initializer()
     elif isinstance(old, keras.layers.Layer):
         copy_initializers(old, new)
+
+
+def _paired(old_variables, new_variables):
+    """Pairs variables by name where names tell, else by their order."""
+    # A layer that was quantized after it was built has them in another order.
+    named = {variable.name: variable for variable in new_variables}
+    names = [variable.name for variable in old_variables]
+    if len(named) == len(new_variables) and named.keys() == set(names):
+        new_variables = [named[name] for name in names]
+    return zip(old_variables, new_variables, strict=True)
 
 
 def copy_initializers(old, new) -> None:
