@@ -142,3 +142,18 @@ def test_simulate_returns_the_updates():
 def test_simulate_refuses_schedules_that_miss_the_budget(schedule, message):
     with pytest.raises(ValueError, match=message):
         training.simulate(schedule, 10)
+
+
+def test_batches_count_where_optimizers_do_not():
+    known = training.Batches(None, {"steps": 4, "epochs": 3})
+    assert (known.total, known.position) == (12, None)
+    known.begin_epoch(2)
+    assert known.position == 8
+    known.end_batch(1)
+    assert known.position == 10
+    unknown = training.Batches(None, {"steps": None, "epochs": 3})
+    assert unknown.total is None
+    for epoch in range(2):
+        unknown.begin_epoch(epoch)
+        unknown.end_batch(2)
+    assert unknown.position == 6

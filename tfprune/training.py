@@ -150,6 +150,55 @@ def origin(model, params, epoch):
     return 0 if strayed else shift
 
 
+class OptimizerSteps:
+    """Where a `fit` is, by the steps of its optimizer since epoch 0 of the run.
+
+    Args:
+        model: the compiled model.
+        params: the `params` of a callback.
+
+    Attributes:
+        total: steps of the whole run, None if that is not known.
+        position: steps so far, None before the first epoch.
+    """
+
+    def __init__(self, model, params):
+        self._model, self._params = model, params
+        self._origin = None
+        self.total = total_steps(model, params)
+
+    @property
+    def position(self):
+        return None if self._origin is None else iterations(self._model) - self._origin
+
+    def begin_epoch(self, epoch):
+        if self._origin is None:
+            self._origin = origin(self._model, self._params, epoch)
+
+    def end_batch(self, batch):
+        pass
+
+
+class Batches:
+    """Where a `fit` is, by its batches: whichever optimizers a model trains with.
+
+    Arguments and attributes are those of `OptimizerSteps`.
+    """
+
+    def __init__(self, model, params):
+        self._per_epoch = params["steps"]
+        self.total = self._per_epoch and self._per_epoch * params["epochs"]
+        self.position = None
+
+    def begin_epoch(self, epoch):
+        unknown = self._per_epoch is None
+        self._before = (self.position or 0) if unknown else self._per_epoch * epoch
+        self.position = self._before
+
+    def end_batch(self, batch):
+        self.position = self._before + batch + 1
+
+
 def skips_steps(model):
     """Whether the optimizer may leave a batch out without counting it."""
     return isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)

@@ -9,6 +9,7 @@ from tfprune import training
 from tfprune.budget import Budget
 from tfprune.costs import cost, warn_of_uncounted
 from tfprune.graph import Graph
+from tfprune.graph.nodes import is_recorded
 from tfprune.surgery import has_gates, masks_in, set_masks
 from tfprune.surgery.gates import has_kernel_gates
 from tfprune.surgery.mask import gate_masks
@@ -79,6 +80,8 @@ class BudgetedCallback(keras.callbacks.Callback):
         try:
             return Graph(self.pruned, **settings)
         except ValueError as error:
+            if self.part is not None or is_recorded(self.model):
+                raise
             raise ValueError(
                 f"{error} If the gates are in a part of it, such as the generator of a "
                 "GAN or a student: `PruneToBudget(importance, budget, part=generator)`."

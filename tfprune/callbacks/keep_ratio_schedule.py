@@ -65,15 +65,14 @@ class KeepRatioSchedule(keras.callbacks.Callback):
                 "prune_wrap(model, tfprune.layers.RuntimeGate, agent=None)`."
             )
         self._ratios = [gate.keep_ratio for gate in gates]
-        total = training.total_steps(self.model, self.params)
-        self._updates = training.simulate(self.schedule, total)
-        self._origin = None
+        self._steps = training.OptimizerSteps(self.model, self.params)
+        self._updates = training.simulate(self.schedule, self._steps.total)
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not in `on_train_begin`: `BackupAndRestore` may load another state there.
-        if self._origin is None:
-            self._origin = training.origin(self.model, self.params, epoch)
+        if self._steps.position is None:
             self._num_done = -1
+        self._steps.begin_epoch(epoch)
         self._advance()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -93,7 +92,7 @@ class KeepRatioSchedule(keras.callbacks.Callback):
         )
 
     def _advance(self):
-        position = training.iterations(self.model) - self._origin
+        position = self._steps.position
         num_due = bisect.bisect_right(self._updates, position, key=lambda u: u.step)
         if num_due == self._num_done:
             return

@@ -110,8 +110,9 @@ class MaskTraining(BudgetedCallback):
         self._updates = self._make_updates()
         self._updates.sync()
         self._updates.leave_slope(True)
-        # Where the run begins, and how many batches of `mask_data` it has taken.
-        self._origin = self._taken = None
+        self._steps = training.OptimizerSteps(self.model, self.params)
+        # How many batches of `mask_data` the run has taken.
+        self._taken = None
         vars(optimizer)["apply"] = self._routed(optimizer)
         self._set_trainable(self.mask_data is None)
         self.model.make_train_function(force=True)
@@ -120,13 +121,12 @@ class MaskTraining(BudgetedCallback):
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not in `on_train_begin`: `BackupAndRestore` may load another state there.
-        if self._origin is None:
-            self._origin = training.origin(self.model, self.params, epoch)
+        self._steps.begin_epoch(epoch)
         self._updates.begin_epoch()
         self._look()
-        if self.mask_data is not None and self._position() != self._taken:
+        if self.mask_data is not None and self._steps.position != self._taken:
             # Skipped batches are read all the same, so only where it is needed.
-            self._taken = self._position()
+            self._taken = self._steps.position
             start = self._taken % self._num_batches
             self._batches = iter(self.mask_data.repeat().skip(start))
 
@@ -293,9 +293,6 @@ class MaskTraining(BudgetedCallback):
     def _set_trainable(self, flag):
         for each in self._updates.scored:
             each.scores.trainable = flag
-
-    def _position(self):
-        return training.iterations(self.model) - self._origin
 
     # Checks --------------------------------------------------------------------
 

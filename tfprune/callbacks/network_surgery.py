@@ -84,15 +84,14 @@ class NetworkSurgery(keras.callbacks.Callback):
             )
         self._choose_thresholds()
         self._refresh = tf.function(self._refresh_all)
-        self._origin = None
+        self._steps = training.OptimizerSteps(self.model, self.params)
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not in `on_train_begin`: `BackupAndRestore` may load another state there.
-        if self._origin is None:
-            self._origin = training.origin(self.model, self.params, epoch)
+        self._steps.begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch, logs=None):
-        step = training.iterations(self.model) - self._origin
+        step = self._steps.position
         if step < self._stop() and self._is_due(step):
             self._refresh()
 
@@ -114,7 +113,7 @@ class NetworkSurgery(keras.callbacks.Callback):
     def _stop(self):
         if isinstance(self.stop, numbers.Integral):
             return self.stop
-        total = training.total_steps(self.model, self.params)
+        total = self._steps.total
         return float("inf") if total is None else self.stop * total
 
     def _is_due(self, step) -> bool:

@@ -104,32 +104,30 @@ class PruneToBudget(BudgetedCallback):
 
     def on_train_begin(self, logs=None):
         self.read_model()
-        self._total = self._total_steps()
-        self._updates = training.simulate(self.schedule, self._total)
+        counts = training.OptimizerSteps if self.part is None else training.Batches
+        self._steps = counts(self.model, self.params)
+        self._updates = training.simulate(self.schedule, self._steps.total)
         self.check_gates(self._names_in_scope())
         # Raises here, before the first step, if the budget is out of reach.
         self._forecast = self.removed(self._choose(1.0))
-        self._origin, self._batches = None, 0
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not in `on_train_begin`: `BackupAndRestore` may load another state there.
-        steps = self.params["steps"]
-        self._before = self._batches if steps is None else steps * epoch
-        self._batches = self._before
-        if self._origin is None:
-            self._origin = self._first_step(epoch)
+        is_first = self._steps.position is None
+        self._steps.begin_epoch(epoch)
+        if is_first:
             self._catch_up()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._batches = self._before + batch + 1
+        self._steps.end_batch(batch)
         if self._num_done < len(self._updates):
-            self._advance(self._position())
+            self._advance(self._steps.position)
 
     def on_epoch_end(self, epoch, logs=None):
         is_last = epoch + 1 == self.params["epochs"] and not self.model.stop_training
-        counts = self.part is None and self._total
-        if is_last and counts and training.skips_steps(self.model):
-            self._advance(self._total)
+        total = self._steps.total
+        if is_last and total and training.skips_steps(self.model):
+            self._advance(total)
         self.write_logs(logs)
 
     def on_train_end(self, logs=None):
@@ -141,7 +139,8 @@ class PruneToBudget(BudgetedCallback):
     def summary(self):
         """Returns what the schedule will do in the current `fit`, as text."""
         first, last = self._updates[0].step, self._updates[-1].step
-        steps = "an unknown number of" if self._total is None else self._total
+        steps = self._steps.total
+        steps = "an unknown number of" if steps is None else steps
         skipped = [f"{path} ({why})" for path, why in self.graph.skipped.items()]
         if self.budget.n_of_m is not None:
             skipped += [
@@ -166,25 +165,9 @@ class PruneToBudget(BudgetedCallback):
             return {group.name: None for groups in matches for group in groups}
         return [group.name for group in self.graph.groups]
 
-    def _total_steps(self):
-        if self.part is None:
-            return training.total_steps(self.model, self.params)
-        return self.params["steps"] and self.params["steps"] * self.params["epochs"]
-
-    def _first_step(self, epoch):
-        if self.part is None:
-            return training.origin(self.model, self.params, epoch)
-        return 0
-
-    def _position(self):
-        if self.part is None:
-            return training.iterations(self.model) - self._origin
-        return self._batches
-
     def _catch_up(self):
         """Makes good an update that a resumed model has not seen."""
-        position = self._position()
-        self._num_done = self._num_due(position)
+        self._num_done = self._num_due(self._steps.position)
         if not self._num_done:
             return
         fraction = self._updates[self._num_done - 1].fraction
@@ -215,10 +198,10 @@ class PruneToBudget(BudgetedCallback):
         return select(self.graph, self.importance, budget, scope=self.scope)
 
     def _progress(self):
-        if self._origin is None:
+        if self._steps.position is None:
             return "No epoch was run."
         return (
-            f"It stopped after step {self._position()}; the schedule has "
+            f"It stopped after step {self._steps.position}; the schedule has "
             f"{len(self._updates)} updates, the last after step "
             f"{self._updates[-1].step}, of which {self._num_done} were due."
         )
