@@ -524,6 +524,15 @@ def test_generator_of_a_gan():
     assert history.history["flops_reduction"][-1] >= 0.5
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: "generator", lambda: prune_wrap(dense_network(8, 16, 4))]
+)
+def test_part_is_a_part(make, make_vgg, images):
+    model = wrapped(make_vgg())
+    with pytest.raises(ValueError, match="`part` must be a built model inside"):
+        train(model, images, PruneToBudget("magnitude", HALF, part=make()))
+
+
 def test_student_that_is_distilled():
     student = prune_wrap(dense_network(8, 16, 16, 4))
     distiller = keras.distillation.Distiller(

@@ -226,6 +226,22 @@ def test_inputs_have_the_names_of_their_keys(recwarn, tmp_path):
     assert not [each for each in recwarn if "structure" in str(each.message)]
 
 
+@pytest.mark.parametrize("key", ["image", "image/left"])
+def test_keys_that_are_no_names_for_inputs(key):
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.image = layers.Dense(16, "relu", name="image")
+            self.logits = layers.Dense(3)
+
+        def call(self, inputs):
+            return self.logits(self.image(inputs[key]))
+
+    model, x = Net(), {key: np.ones((2, 4), "float32")}
+    expected = model(x)
+    np.testing.assert_allclose(tfprune.Graph(model).model(x), expected, atol=1e-6)
+
+
 class WithTensorFlow(keras.Model):
     def __init__(self):
         super().__init__()

@@ -50,6 +50,8 @@ class BudgetedCallback(keras.callbacks.Callback):
 
     def read_model(self):
         """Reads the model that is about to be trained; raises if it has no gates."""
+        if self.part is not None:
+            self._check_part()
         if not has_gates(self.pruned):
             raise ValueError(
                 f"`{type(self).__name__}` closes gates, and the model has none. "
@@ -75,6 +77,16 @@ class BudgetedCallback(keras.callbacks.Callback):
         if unit == "channel":
             self._dense = cost(self.graph)
             warn_of_uncounted(self.graph, self.budget)
+
+    def _check_part(self):
+        trained = {id(variable) for variable in self.model.variables}
+        own = getattr(self.pruned, "variables", ())
+        if not own or not all(id(variable) in trained for variable in own):
+            raise ValueError(
+                "`part` must be a built model inside the one that is trained, such as "
+                f"`gan.generator`. Received: part={self.part!r}, and "
+                f"{self.model.name!r} does not train it."
+            )
 
     def _graph(self, **settings):
         try:

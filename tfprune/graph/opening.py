@@ -1,5 +1,6 @@
 """Looking into layers of a user's own: the graph of what their `call` is made of."""
 
+import contextlib
 import functools
 import itertools
 from dataclasses import dataclass, field
@@ -107,8 +108,13 @@ def open_layer(layer, args: tuple, kwargs: dict) -> Functional:
     Raises:
         NotOpened: if `call` cannot be followed, or does more than the parts do.
     """
+    names = _names_in(args)
+    if names:
+        # A key may be no name for an input, or that of a part already.
+        with contextlib.suppress(Exception):
+            return _open(layer, args, kwargs, names)
     try:
-        return _open(layer, args, kwargs)
+        return _open(layer, args, kwargs, {})
     except NotOpened:
         raise
     except Exception as error:
@@ -116,12 +122,12 @@ def open_layer(layer, args: tuple, kwargs: dict) -> Functional:
         raise NotOpened(f"it cannot be taken apart: {first_line(error)}") from error
 
 
-def _open(layer, args: tuple, kwargs: dict) -> Functional:
+def _open(layer, args: tuple, kwargs: dict, names: dict) -> Functional:
     if layer.activity_regularizer is not None:
         raise NotOpened("it has an activity regularizer")
     if any(mask is not None for mask in input_masks((args, kwargs))):
         raise NotOpened("it is given a mask")
-    inputs, (args, kwargs) = _fresh_inputs(args, kwargs)
+    inputs, (args, kwargs) = _fresh_inputs(args, kwargs, names)
     with unrecorded(layer):
         try:
             return _followed(follow, layer, inputs, args, kwargs)
@@ -145,9 +151,9 @@ def _followed(follow, layer, inputs, args, kwargs) -> Functional:
     return graph
 
 
-def _fresh_inputs(args, kwargs):
-    """Returns new inputs, and the arguments with them in."""
-    inputs, names = [], _names_in(args)
+def _fresh_inputs(args, kwargs, names):
+    """Returns new inputs, by `{id: name}` of the old, and the arguments with them in."""
+    inputs = []
 
     def fresh(x):
         if not is_symbolic(x):

@@ -29,7 +29,7 @@ def made_again(layer, changes: Callable = lambda config: {}):
     config = {}
     try:
         config = dict(layer.get_config())
-        if isinstance(layer, _LOOKUPS) and config["vocabulary"] is None:
+        if isinstance(layer, _LOOKUPS) and config.get("vocabulary", ()) is None:
             config |= _adapted(layer)
         return type(layer).from_config({**config, **changes(config)})
     except Exception as error:
