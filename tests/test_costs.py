@@ -8,6 +8,7 @@ from invariants import random_masks
 from keras import layers, ops
 
 import tfprune
+from tfprune import reports
 from tfprune.callbacks import PruneToBudget
 
 
@@ -176,6 +177,9 @@ def test_a_budget_of_flops_says_what_it_is_without():
     )
     assert tfprune.cost(model).uncounted == ("rnn",)
     assert tfprune.cost(model).macs == 8 * 8 + 8 * 2
+    table = reports.inspect_table(tfprune.Graph(model))
+    macs = {column.header: [*column.cells] for column in table.columns}["MACs"]
+    assert "not counted" in str(macs[0])
     with pytest.warns(UserWarning, match="are not: rnn .'rnn': no rule for RNN"):
         tfprune.prune(model, 0.5)
     model = tfprune.prune_wrap(model)
