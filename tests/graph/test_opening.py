@@ -8,7 +8,7 @@ from keras import layers, ops
 from own import Chain, Own, Residual, around, check_own, register
 
 import tfprune
-from tfprune.graph.following import NotOpened
+from tfprune.graph.following import NotOpened, first_line
 from tfprune.graph.opening import open_layer
 
 
@@ -554,3 +554,12 @@ def test_layer_called_in_several_ways_is_kept_whole():
     assert "several ways" in graph.skipped["odd"]
     small = check_own(model, "b", skipped=["odd"])
     assert type(small.get_layer("odd")) is Chain
+
+
+def test_the_message_of_an_error_is_all_of_it():
+    error = ValueError(
+        "Exception encountered when calling Net.call().\n\n"
+        "\x1b[1mmatrix 0: expected 3, got 10\x1b[0m\n\nArguments received: ..."
+    )
+    assert first_line(error) == "matrix 0: expected 3, got 10"
+    assert first_line(KeyError()) == "KeyError"

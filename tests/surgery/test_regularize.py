@@ -182,6 +182,37 @@ def test_what_cannot_be_turned_is_said_and_left_alone():
     assert same_outputs(model, new, x) == 0
 
 
+def lora():
+    convolution = layers.Conv2D(4, 3, name="made")
+    convolution.build((None, 8, 8, 3))
+    convolution.enable_lora(2)
+    convolution.lora_kernel_b.assign(np.ones(convolution.lora_kernel_b.shape))
+    return convolution
+
+
+@pytest.mark.parametrize(
+    "make, axis, tapped",
+    [
+        (lambda: layers.Conv2D(4, 3), -1, True),
+        (lora, -1, False),
+        (lambda: layers.Dense(8), 1, False),
+    ],
+    ids=["an output of the model too", "LoRA", "another axis"],
+)
+def test_what_others_read_or_compute_is_not_turned(make, axis, tapped):
+    made = make()(inputs := layers.Input((8, 8, 3)))
+    x = layers.BatchNormalization(axis, name="norm")(made)
+    x = layers.BatchNormalization(name="last")(layers.Conv2D(4, 1)(layers.ReLU()(x)))
+    x = layers.Conv2D(2, 1)(x)
+    model = keras.Model(inputs, [x, made] if tapped else x)
+    norms(model)[0].gamma.assign(np.resize([0.5, -0.5], norms(model)[0].gamma.shape))
+    with pytest.warns(UserWarning, match=r"negative scales .*: \['norm'\]"):
+        new = tfprune.regularize(model, Polarization())
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    for old, own in zip(*map(keras.tree.flatten, (model(x), new(x))), strict=True):
+        np.testing.assert_array_equal(old, own)
+
+
 def test_an_upper_that_clips_is_said(model):
     with pytest.warns(UserWarning, match="are above `upper=0.5`"):
         tfprune.regularize(model, Polarization(upper=0.5))

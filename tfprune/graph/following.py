@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import re
 from collections.abc import Callable
 
 import keras
@@ -18,6 +19,8 @@ from tfprune.graph.nodes import (
     without_defaults,
 )
 from tfprune.graph.remaking import own_initializers
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class NotOpened(Exception):
@@ -274,5 +277,5 @@ def is_symbolic(x) -> bool:
 def first_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     # Keras puts a line of its own before the message, and makes that bold.
-    lines = [line.strip("\x1b[01m") for line in lines if "encountered when" not in line]
-    return lines[0] if lines else type(error).__name__
+    lines = [_ESCAPE.sub("", line) for line in lines if "encountered when" not in line]
+    return lines[0].strip() if lines else type(error).__name__

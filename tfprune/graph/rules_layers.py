@@ -7,8 +7,8 @@ from tfprune.graph.call import Binding, Call, Tensor
 from tfprune.graph.flows import along, is_elementwise, run_on_constants
 from tfprune.graph.nodes import LayerScale
 from tfprune.graph.registry import register_rule
-from tfprune.graph.sums import DEPTHWISE, SEPARABLE, TRANSPOSED, constant_sums
-from tfprune.layers.kernels import altered_kernel
+from tfprune.graph.sums import constant_sums
+from tfprune.layers.kernels import DEPTHWISE, SEPARABLE, TRANSPOSED, altered_kernel
 
 
 def channel_axis(layer, rank: int) -> int:

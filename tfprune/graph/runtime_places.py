@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph.graph import Graph
-from tfprune.graph.scales import Roles
+from tfprune.graph.scales import normalized_directly
 from tfprune.patterns import matches
 
 
@@ -39,7 +39,8 @@ def runtime_places(graph: Graph, patterns=None) -> tuple[list[RuntimePlace], dic
     Raises:
         ValueError: if a pattern matches no convolution that can be gated.
     """
-    normalizations = _normalizations(graph)
+    pairs = normalized_directly(graph)
+    normalizations = {id(made.operation): norm for made, norm in pairs}
     times = Counter(id(call.operation) for call in graph.calls)
     places, refused = [], {}
     for call in graph.calls:
@@ -55,17 +56,6 @@ def runtime_places(graph: Graph, patterns=None) -> tuple[list[RuntimePlace], dic
         else:
             refused[call.path] = why
     return _chosen(places, refused, patterns), refused
-
-
-def _normalizations(graph: Graph) -> dict:
-    """Returns `{id(convolution): call}` of what normalizes its output, and nothing else."""
-    roles, found = Roles(graph), {}
-    for call in graph.calls:
-        if type(call.layer) is layers.BatchNormalization:
-            maker = roles.directly_made(call.path)
-            if maker is not None:
-                found[id(maker.operation)] = call
-    return found
 
 
 def _why_not(graph: Graph, call, norm) -> str | None:

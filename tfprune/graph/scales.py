@@ -1,12 +1,15 @@
 """The scale factors of a model, and which of them a sparsity regularizer acts on."""
 
+from collections import Counter
+
 import keras
 import numpy as np
 
 from tfprune.graph.gates import GatePlaces, Member
 from tfprune.graph.graph import Graph
-from tfprune.graph.sums import DEPTHWISE
-from tfprune.layers import ChannelGate
+from tfprune.graph.rules_layers import channel_axis
+from tfprune.layers import GATED_TYPES, ChannelGate
+from tfprune.layers.kernels import DEPTHWISE
 
 _PASSING = ("Dropout", "Identity", "SpatialDropout1D", "SpatialDropout2D")
 
@@ -39,6 +42,36 @@ def scaled_members(graph: Graph) -> list[Member]:
     return list(found.values())
 
 
+def normalized_directly(graph: Graph) -> list[tuple]:
+    """Returns `(call, call of its normalization)` of layers that nothing else reads.
+
+    A scale per channel can move from the one to the other where the activation of the
+    convolution or dense layer is linear: no layer and no output of the model sees what
+    lies between them.
+    """
+    maker = {id(x): call for call in graph.calls for x in call.outputs}
+    readers = Counter(id(x) for call in graph.calls for x in call.inputs)
+    readers.update(id(x) for x in graph.outputs)
+    times = Counter(id(call.operation) for call in graph.calls)
+    found = []
+    for call in graph.calls:
+        if not isinstance(call.layer, keras.layers.BatchNormalization):
+            continue
+        x = call.inputs[0]
+        before = maker.get(id(x))
+        if (
+            before is not None
+            and isinstance(before.layer, GATED_TYPES)
+            and not isinstance(before.layer, keras.layers.BatchNormalization)
+            and readers[id(x)] == 1
+            and times[id(call.operation)] == times[id(before.operation)] == 1
+            and call.layer.axis % len(x.shape)
+            == channel_axis(before.layer, len(x.shape))
+        ):
+            found.append((before, call))
+    return found
+
+
 class Roles:
     """What the layers with scales are in their network, by its structure alone.
 
@@ -67,19 +100,6 @@ class Roles:
                 return None
             call = self._maker.get(id(call.inputs[0]))
         return call
-
-    def directly_made(self, path: str):
-        """Returns the call whose output a normalization alone reads, None if none."""
-        call = self._first[path]
-        if self._has_kernel(call):
-            return call
-        x = call.inputs[0]
-        maker = self._maker.get(id(x))
-        once = [other for other in self._calls if other.operation is call.operation]
-        if maker is None or len(self._readers[id(x)]) > 1 or len(once) > 1:
-            return None
-        calls = [o for o in self._calls if o.operation is maker.operation]
-        return maker if self._has_kernel(maker) and len(calls) == 1 else None
 
     def is_depthwise(self, path: str) -> bool:
         """Whether the layer's channels are those of the layer before, one by one."""

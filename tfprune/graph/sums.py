@@ -1,11 +1,8 @@
 """What contractions make of channels that are constant."""
 
 import numpy as np
-from keras import layers
 
-SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+from tfprune.layers.kernels import DEPTHWISE, SEPARABLE, TRANSPOSED
 
 
 def constant_sums(layer, known, borders: bool | None = None) -> np.ndarray:

@@ -14,7 +14,8 @@ from tfprune.graph.constants import (
     used_rows,
     values_of,
 )
-from tfprune.graph.sums import SEPARABLE, constant_sums, has_borders
+from tfprune.graph.sums import constant_sums, has_borders
+from tfprune.layers.kernels import SEPARABLE
 from tfprune.masks import Masks
 from tfprune.reading import shared_array
 from tfprune.surgery.mask import apply_masks

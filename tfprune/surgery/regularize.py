@@ -8,10 +8,15 @@ import numpy as np
 
 from tfprune.constraints import Clip
 from tfprune.graph import Graph
-from tfprune.graph.scales import Roles, scale_variable, scaled_members
-from tfprune.graph.sums import DEPTHWISE, SEPARABLE
+from tfprune.graph.scales import (
+    Roles,
+    normalized_directly,
+    scale_variable,
+    scaled_members,
+)
 from tfprune.layers import GATED_TYPES, ChannelGate
 from tfprune.layers.channel_gate import scaled_outputs
+from tfprune.layers.kernels import DEPTHWISE, SEPARABLE, altered_kernel
 from tfprune.patterns import as_patterns, matches
 from tfprune.regularizers import Beside, OverScales, Share, SharedTerm
 from tfprune.surgery.rebuild import copy_model
@@ -160,7 +165,9 @@ class _Scales:
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._roles = Roles(graph := Graph(model))
+        graph = Graph(model)
+        pairs = normalized_directly(graph)
+        self._makers = {id(norm.operation): made.layer for made, norm in pairs}
         self._layers = {}
         for call in graph.calls:
             if scale_variable(call.operation) is not None:
@@ -177,7 +184,7 @@ class _Scales:
             signs = np.where(scale.numpy() < 0, -1, 1).astype("float32")
             if (signs > 0).all():
                 continue
-            if not _turn(layer, self._maker(path, layer), signs):
+            if not _turn(layer, self._maker(layer), signs):
                 left.add(path)
                 del self._layers[path]
         if left:
@@ -189,10 +196,9 @@ class _Scales:
             )
         return left
 
-    def _maker(self, path: str, layer):
+    def _maker(self, layer):
         if isinstance(getattr(layer, "layer", layer), keras.layers.BatchNormalization):
-            call = self._roles.directly_made(path)
-            return None if call is None else call.layer
+            return self._makers.get(id(layer))
         return layer.layer
 
     def clip(self, regularizer: OverScales) -> OverScales:
@@ -260,7 +266,7 @@ def _turn(layer, maker, signs) -> bool:
     if getattr(layer, "base", None) is not None:
         layer.base.assign(layer.base * signs)
     else:
-        if is_norm and not _is_linear(maker):
+        if is_norm and not _is_linear(maker) or altered_kernel(maker) is not None:
             return False
         for name, value in scaled_outputs(maker, signs).items():
             getattr(maker, name).assign(value)
@@ -274,6 +280,4 @@ def _turn(layer, maker, signs) -> bool:
 
 
 def _is_linear(maker) -> bool:
-    is_known = isinstance(maker, GATED_TYPES)
-    is_norm = isinstance(maker, keras.layers.BatchNormalization)
-    return is_known and not is_norm and maker.activation is keras.activations.linear
+    return maker is not None and maker.activation in (None, keras.activations.linear)

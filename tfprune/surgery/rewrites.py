@@ -1,14 +1,11 @@
 """Rewrites: layers that compute the same in less time."""
 
-from collections import Counter
-
 import keras
 import numpy as np
 from keras import layers
 
 from tfprune.graph import Graph
-from tfprune.graph.rules_layers import channel_axis
-from tfprune.layers import GATED_TYPES
+from tfprune.graph.scales import normalized_directly
 from tfprune.layers.channel_gate import scaled_outputs
 from tfprune.layers.kernels import altered_kernel
 from tfprune.layers.swapping import attribute_of
@@ -180,32 +177,13 @@ def foldable_normalizations(graph: Graph) -> dict:
     In inference a BatchNormalization is a scale and a shift per channel, which the
     convolution or dense layer before it can do if nothing else reads its output.
     """
-    maker = {id(x): call for call in graph.calls for x in call.outputs}
-    uses = Counter(id(x) for call in graph.calls for x in call.inputs)
-    uses.update(id(x) for x in graph.outputs)
-    calls = Counter(id(call.operation) for call in graph.calls)
-    found = {}
-    for call in graph.calls:
-        if type(call.layer) is not layers.BatchNormalization:
-            continue
-        before = maker.get(id(call.inputs[0]))
-        if (
-            before is not None
-            and isinstance(before.layer, GATED_TYPES)
-            and not isinstance(before.layer, layers.BatchNormalization)
-            and before.layer.activation in (None, keras.activations.linear)
-            and uses[id(call.inputs[0])] == 1
-            and calls[id(call.operation)] == calls[id(before.operation)] == 1
-            and altered_kernel(before.layer) is None
-            and _normalizes_channels_of(before.layer, call)
-        ):
-            found[id(before.operation)] = call.layer
-    return found
-
-
-def _normalizes_channels_of(layer, call) -> bool:
-    rank = len(call.inputs[0].shape)
-    return call.layer.axis % rank == channel_axis(layer, rank)
+    return {
+        id(before.operation): norm.layer
+        for before, norm in normalized_directly(graph)
+        if type(norm.layer) is layers.BatchNormalization
+        and before.layer.activation in (None, keras.activations.linear)
+        and altered_kernel(before.layer) is None
+    }
 
 
 def _folded_values(layer, normalization) -> tuple[dict, np.ndarray]:
