@@ -42,7 +42,7 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
         learning_rate: float or `LearningRateSchedule`. Defaults to 0.01.
         compression: float, at least 1: the number of weights over Q.
         sparsity: float in [0, 1), instead of `compression`: the fraction of the weights
-            to remove. Q is (1 - `sparsity`) times their number, rounded, at least 1.
+            to remove. Q is (1 - `sparsity`) times their number, rounded down, at least 1.
         momentum: float in [0, 1). Defaults to 0.98.
         weight_decay: float, not negative. Defaults to 5e-4.
         nesterov: bool. Defaults to `False`.
@@ -134,7 +134,8 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
 
     def _active_count(self, kernels: list) -> int:
         total = sum(kernel.shape.num_elements() for kernel in kernels)
-        return max(1, round((1 - self._fraction(kernels[0])) * total))
+        # The least of what was asked goes; what a fraction cannot say costs no weight.
+        return max(1, int((1 - self._fraction(kernels[0])) * total + 1e-6))
 
     def _fraction(self, variable) -> float | None:
         """Returns the fraction to remove from a variable; None if it is not pruned."""
