@@ -20,16 +20,12 @@ def compiled(optimizer="sgd", **arguments):
     return model
 
 
-class Probe(keras.callbacks.Callback):
+class Probe(training.PruningCallback):
     """Records `origin`, `total_steps` and `siblings` as a tfprune callback would."""
 
     def __init__(self):
         super().__init__()
         self.origins, self.siblings, self.total = [], None, None
-
-    def set_model(self, model):
-        super().set_model(model)
-        training.announce(self, model)
 
     def on_train_begin(self, logs=None):
         self.total = training.total_steps(self.model, self.params)

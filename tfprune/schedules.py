@@ -25,6 +25,15 @@ class Update(NamedTuple):
     fraction: float
 
 
+def check(schedule) -> None:
+    """Raises ValueError unless `schedule` is one, by what it can do."""
+    if not callable(getattr(schedule, "updates", None)) or isinstance(schedule, type):
+        raise ValueError(
+            "`schedule` must be one of `tfprune.schedules`, such as "
+            f"`Polynomial(end=0.5)`. Received: schedule={schedule!r}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Constant:
     """The whole budget from `begin` on, chosen anew every `frequency` steps.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tfprune import importances
+from tfprune import importances, thresholds
 from tfprune.budget import Budget
 from tfprune.checks import check_number
 from tfprune.costs import Counter, warn_of_uncounted
@@ -115,6 +115,8 @@ def _check_arguments(graph, budget, threshold, scope) -> None:
             f"`scope` must be one of {scopes} or {{path pattern: fraction}}. "
             f"Received: scope={scope!r}"
         )
+    if threshold is not None:
+        thresholds.check(threshold)
     if threshold is not None and scope != "global":
         raise ValueError(
             "A threshold says by itself how much goes, everywhere: `scope` is for "
@@ -131,7 +133,7 @@ def _check_arguments(graph, budget, threshold, scope) -> None:
         )
     if budget is not None and budget.target is None and not by_fraction:
         raise ValueError(
-            "`budget` needs a target: flops_reduction, params_reduction or sparsity. "
+            "`budget` needs a target: flops_reduction, params_reduction, sparsity or n_of_m. "
             f"Received: {budget}"
         )
     if budget is not None and budget.n_of_m is not None and not is_weights:

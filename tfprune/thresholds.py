@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tfprune.checks import check_number
+from tfprune.checks import check_number, is_number
 
 _BINS = 100
 
@@ -155,6 +155,12 @@ def _histogram(scales: np.ndarray) -> np.ndarray:
 
 
 _BY_NAME = {"margin": Margin, "valley": Valley}
+
+
+def check(threshold) -> None:
+    """Raises ValueError unless a threshold is a number, a rule's name or a callable."""
+    if not is_number(threshold):
+        get(threshold)
 
 
 def get(threshold: str | Callable) -> Callable:

@@ -18,9 +18,18 @@ import tensorflow as tf
 _announced = weakref.WeakKeyDictionary()
 
 
-def announce(callback, model):
-    """Lets `siblings` find `callback`; to be called in its `set_model`."""
-    _announced.setdefault(model, weakref.WeakSet()).add(callback)
+class PruningCallback(keras.callbacks.Callback):
+    """Base of the callbacks that others in the same `fit` can find by `siblings`.
+
+    Attributes:
+        prunes: whether masks change by it, or it only looks on.
+    """
+
+    prunes = True
+
+    def set_model(self, model):
+        super().set_model(model)
+        _announced.setdefault(model, weakref.WeakSet()).add(self)
 
 
 def siblings(callback):
@@ -33,6 +42,12 @@ def siblings(callback):
     known = _announced.get(callback.model, ())
     others = [c for c in known if c is not callback and c.params is callback.params]
     return tuple(sorted(others, key=lambda other: type(other).__name__))
+
+
+def pruned_model(callback):
+    """Returns the model whose gates close in a callback's `fit`: all, or a part."""
+    models = [getattr(other, "pruned", None) for other in siblings(callback)]
+    return next((model for model in models if model is not None), callback.model)
 
 
 def undo_on_error(model, undo):

@@ -66,6 +66,8 @@ def test_it_is_announced(capsys):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="`keep_ratio` must lie in"):
         KeepRatioSchedule(0.0)
+    with pytest.raises(ValueError, match="`schedule` must be one of"):
+        KeepRatioSchedule(0.5, 0.3)
     with pytest.raises(ValueError, match="before the run ends|within|run of"):
         fit(wrapped(), KeepRatioSchedule(0.5, OneShot(99)))
     with_agents = tfprune.prune_wrap(small_network(), RuntimeGate, keep_ratio=0.5)

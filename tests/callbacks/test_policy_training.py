@@ -258,11 +258,13 @@ def test_bad_arguments(data):
     ):
         with pytest.raises(ValueError, match=f"`{name}`"):
             PolicyTraining(data, **arguments)
+    with pytest.raises(ValueError, match="`agent_data` must be .*, not arrays"):
+        PolicyTraining((np.zeros((4, 8, 8, 3)), np.zeros(4)))
     plain = small_network()
     plain.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="agents of runtime gates"):
         plain.fit(data, verbose=0, callbacks=[PolicyTraining(data)])
-    with pytest.raises(ValueError, match="only once"):
+    with pytest.raises(ValueError, match="none, or had them once"):
         wrapped().fit(data, epochs=2, verbose=0, callbacks=[PolicyTraining(iter([]))])
     with pytest.warns(UserWarning, match="not be settled"):
         training = PolicyTraining(data, settle=5)

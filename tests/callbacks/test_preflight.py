@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfprune.budget import Budget
-from tfprune.callbacks import Preflight, PruneToBudget
+from tfprune.callbacks import Preflight, PruneToBudget, Snapshots
 from tfprune.costs import cost
 from tfprune.graph import Graph
 from tfprune.schedules import Periodic
@@ -82,9 +82,12 @@ def test_prints_once_in_every_fit_and_only_of_its_own(model, images, capsys):
         assert capsys.readouterr().out.count("PruneToBudget") == 1
 
 
-def test_warns_when_nothing_will_be_pruned(model, images):
+def test_warns_when_nothing_will_be_pruned(model, images, tmp_path):
     with pytest.warns(UserWarning, match="nothing will be pruned"):
         train(model, images, Preflight())
+    snapshots = Snapshots(tmp_path / "{flops_reduction}.keras", 0.5)
+    with pytest.warns(UserWarning, match="nothing will be pruned"):
+        train(model, images, Preflight(), snapshots)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         train(model, images, PruneToBudget("magnitude", HALF), Preflight(verbose=0))

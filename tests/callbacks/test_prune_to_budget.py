@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tfprune.budget import Budget
-from tfprune.callbacks import PruneToBudget
+from tfprune.callbacks import MaskSummaries, PruneToBudget, Snapshots
 from tfprune.costs import cost
 from tfprune.graph import Graph
 from tfprune.schedules import Constant, OneShot, Periodic, Polynomial
@@ -533,7 +533,10 @@ def test_part_is_a_part(make, make_vgg, images):
         train(model, images, PruneToBudget("magnitude", HALF, part=make()))
 
 
-def test_student_that_is_distilled():
+def test_student_that_is_distilled(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorflow.python.summary.summary_iterator import summary_iterator
+
     student = prune_wrap(dense_network(8, 16, 16, 4))
     distiller = keras.distillation.Distiller(
         dense_network(8, 32, 4), student, keras.distillation.LogitsDistillation()
@@ -541,5 +544,17 @@ def test_student_that_is_distilled():
     distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
     x, y = np.ones((16, 8), "float32"), np.zeros(16)
     prune = PruneToBudget("magnitude", HALF, part=student)
-    distiller.fit(x, y, batch_size=4, epochs=3, verbose=0, callbacks=[prune])
+    beside = [
+        Snapshots(tmp_path / "{flops_reduction:.1f}.keras", 0.5),
+        MaskSummaries(tmp_path / "logs"),
+    ]
+    distiller.fit(x, y, batch_size=4, epochs=3, verbose=0, callbacks=[prune, *beside])
     assert flops_reduction(student) >= 0.5
+    small = keras.saving.load_model(tmp_path / "0.5.keras")
+    assert cost(small).macs <= 0.5 * cost(student).macs
+    np.testing.assert_allclose(small(x).shape, student(x).shape)
+    (path,) = (tmp_path / "logs").glob("*")
+    events = [
+        (e.step, v.tag) for e in summary_iterator(str(path)) for v in e.summary.value
+    ]
+    assert [step for step, tag in events if tag == "sparsity"] == [4, 8, 12]

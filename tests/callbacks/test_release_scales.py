@@ -97,6 +97,11 @@ def test_what_is_not_met_is_said(images):
         train(make(Polarization(1.2, 1e-6)), images, ReleaseScales(BUDGET), epochs=1)
 
 
+def test_a_mistyped_threshold_is_found_before_the_training():
+    with pytest.raises(ValueError, match="`threshold` must be a float, one of"):
+        ReleaseScales(BUDGET, "valey")
+
+
 def test_a_model_without_a_regularizer(images):
     with pytest.raises(ValueError, match="`ReleaseScales` waits for a regularizer"):
         train(make(), images, ReleaseScales(BUDGET))

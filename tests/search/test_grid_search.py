@@ -144,6 +144,7 @@ def test_a_trial_that_is_lost_on_ray_goes_on(cluster, tmp_path):
         ({"tolerance": 0}, "`tolerance` must lie in"),
         ({"max_trials": 0}, "`max_trials` must be an int of at least 1"),
         ({"strength": 0}, "`strength` must be above 0"),
+        ({"threshold": "valey"}, "`threshold` must be a float, one of"),
     ],
 )
 def test_bad_arguments(arguments, message):

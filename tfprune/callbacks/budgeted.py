@@ -2,7 +2,6 @@
 
 import warnings
 
-import keras
 import numpy as np
 
 from tfprune import training
@@ -16,7 +15,7 @@ from tfprune.surgery.mask import gate_masks
 from tfprune.weight_cuts import removed_weights
 
 
-class BudgetedCallback(keras.callbacks.Callback):
+class BudgetedCallback(training.PruningCallback):
     """Base of the callbacks that close gates until a budget is met.
 
     Args:
@@ -38,10 +37,6 @@ class BudgetedCallback(keras.callbacks.Callback):
         self.budget = budget
         self.block = block
         self.part = part
-
-    def set_model(self, model):
-        super().set_model(model)
-        training.announce(self, model)
 
     @property
     def pruned(self):
@@ -130,7 +125,7 @@ class BudgetedCallback(keras.callbacks.Callback):
         set_masks(self.graph, masks)
         for other in training.siblings(self):
             if hasattr(other, "on_masks_change"):
-                other.on_masks_change(self.removed(masks))
+                other.on_masks_change(self.pruned, self.removed(masks))
 
     def removed(self, masks):
         """Returns the fractions that `masks` remove, under the names of `Budget`."""

@@ -2,15 +2,13 @@
 
 import bisect
 
-import keras
-
-from tfprune import training
+from tfprune import schedules, training
 from tfprune.checks import check_number
 from tfprune.runtime.gates import gates_of
 from tfprune.schedules import Periodic
 
 
-class KeepRatioSchedule(keras.callbacks.Callback):
+class KeepRatioSchedule(training.PruningCallback):
     """Lowers the ratio of channels that runtime gates keep, from all to `keep_ratio`.
 
     While all channels are open, the gates learn what each is worth for which image. A
@@ -50,10 +48,7 @@ class KeepRatioSchedule(keras.callbacks.Callback):
         check_number("keep_ratio", keep_ratio, "(0, 1]")
         self.keep_ratio = keep_ratio
         self.schedule = Periodic() if schedule is None else schedule
-
-    def set_model(self, model):
-        super().set_model(model)
-        training.announce(self, model)
+        schedules.check(self.schedule)
 
     def on_train_begin(self, logs=None):
         gates = gates_of(self.model)

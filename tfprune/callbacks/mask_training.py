@@ -7,6 +7,7 @@ import tensorflow as tf
 from tfprune import training
 from tfprune.budget import Budget
 from tfprune.callbacks.budgeted import BudgetedCallback
+from tfprune.callbacks.data import num_batches
 from tfprune.callbacks.score_updates import (
     ScoreUpdates,
     scored_channels,
@@ -96,7 +97,8 @@ class MaskTraining(BudgetedCallback):
         self.log_layers = log_layers
         self._has_budget = budget is not None
         self._check_arguments()
-        self._num_batches = None if mask_data is None else _num_batches(mask_data)
+        if mask_data is not None:
+            self._num_batches = num_batches("mask_data", mask_data)
 
     # Training ------------------------------------------------------------------
 
@@ -324,14 +326,3 @@ class MaskTraining(BudgetedCallback):
         check_number("min_density", self.min_density, "[0, 1]")
         if not callable(self.learning_rate):
             check_number("learning_rate", self.learning_rate, "(0, inf)")
-
-
-def _num_batches(data):
-    number = getattr(data, "cardinality", lambda: None)()
-    if number is None or int(number) <= 0:
-        raise ValueError(
-            "`mask_data` must be a batched `tf.data.Dataset` of known, finite length. "
-            f"Received: {type(data).__name__}. From arrays make one with "
-            "`tf.data.Dataset.from_tensor_slices((x, y)).batch(128)`."
-        )
-    return int(number)

@@ -2,7 +2,6 @@
 
 import numbers
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -15,7 +14,7 @@ from tfprune.surgery import masks_in
 from tfprune.weight_cuts import removed_weights
 
 
-class NetworkSurgery(keras.callbacks.Callback):
+class NetworkSurgery(training.PruningCallback):
     """Cuts weights that get small and splices back those that grow, while they train.
 
     Every kernel has a threshold, `max(mean + c * deviation, 0)` of the absolute values
@@ -64,10 +63,6 @@ class NetworkSurgery(keras.callbacks.Callback):
         check_number("power", power, "[0, inf)")
         for pattern, factor in self.c.items():
             check_number(f"c[{pattern!r}]", factor, "(-inf, inf)")
-
-    def set_model(self, model):
-        super().set_model(model)
-        training.announce(self, model)
 
     def on_train_begin(self, logs=None):
         self.graph = Graph(self.model, unit="weight")

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfprune import training
+from tfprune.callbacks.data import check_batches
 from tfprune.checks import check_integer, check_number, check_time, is_number
 from tfprune.layers.runtime_policy import WarmUp
 from tfprune.runtime.gates import gates_of
@@ -14,7 +15,7 @@ from tfprune.runtime.learning import Learner
 from tfprune.runtime.settling import settle, update_features
 
 
-class PolicyTraining(keras.callbacks.Callback):
+class PolicyTraining(training.PruningCallback):
     """Trains the agents that say how many channels each image and layer keeps.
 
     The epochs of `fit` train the network and its gates, while agents keep the ratios
@@ -81,6 +82,7 @@ class PolicyTraining(keras.callbacks.Callback):
         seed=0,
     ):
         super().__init__()
+        check_batches("agent_data", agent_data)
         check_integer("every", every, 1)
         if batches is not None:
             check_integer("batches", batches, 1)
@@ -93,10 +95,6 @@ class PolicyTraining(keras.callbacks.Callback):
         self.settle_at, self.learning_rate = settle, learning_rate
         self.penalty, self.warm_up, self.seed = penalty, warm_up, seed
         self._learner = self._warm_up = None
-
-    def set_model(self, model):
-        super().set_model(model)
-        training.announce(self, model)
 
     def on_train_begin(self, logs=None):
         gates = gates_of(self.model)
@@ -218,7 +216,7 @@ class PolicyTraining(keras.callbacks.Callback):
     def _first_batch(self):
         for batch in self.agent_data:
             return batch[:2]
-        raise ValueError("`agent_data` has no batches.")
+        raise _without_batches(self.agent_data)
 
     def _progress(self, batches):
         number = 0
@@ -231,7 +229,13 @@ class PolicyTraining(keras.callbacks.Callback):
             yield batch[:2]
             bar.update(number)
         if not number:
-            raise ValueError(
-                "`agent_data` has no batches, or it can be gone through only once."
-            )
+            raise _without_batches(self.agent_data)
         bar.update(number, finalize=True)
+
+
+def _without_batches(data) -> ValueError:
+    return ValueError(
+        "`agent_data` must have batches, each time that it is gone through. Received: "
+        f"{type(data).__name__}, which has none, or had them once. Pass a "
+        "`tf.data.Dataset` or a list."
+    )

@@ -63,9 +63,10 @@ class Preflight(keras.callbacks.Callback):
     def _report(self):
         others = training.siblings(self)
         decays = sparse_momentum(self.model) is not None
-        if not others and not self._terms and not decays:
+        prunes = any(other.prunes for other in others)
+        if not prunes and not self._terms and not decays:
             warnings.warn(
-                "`Preflight` found no tfprune callback in this `fit`: nothing will be "
+                "`Preflight` found no callback that prunes in this `fit`: nothing will be "
                 "pruned. Add one, such as `tfprune.callbacks.PruneToBudget`.",
                 stacklevel=2,
             )

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 import keras
 
-from tfprune import importances, training
+from tfprune import importances, schedules, training
 from tfprune.callbacks.budgeted import BudgetedCallback, describe
+from tfprune.callbacks.data import check_batches
 from tfprune.schedules import Polynomial
 from tfprune.selection import select
 from tfprune.weight_cuts import without_pattern
@@ -94,11 +95,7 @@ class PruneToBudget(BudgetedCallback):
         self.importance = importances.get(importance)
         _check_data(self.importance, data)
         self.schedule = Polynomial() if schedule is None else schedule
-        if not callable(getattr(self.schedule, "updates", None)):
-            raise ValueError(
-                "`schedule` must be one of `tfprune.schedules`, such as "
-                f"`Polynomial(end=0.5)`. Received: schedule={schedule!r}"
-            )
+        schedules.check(self.schedule)
         self.scope = scope
         self.data = data
 
@@ -208,12 +205,8 @@ class PruneToBudget(BudgetedCallback):
 
 
 def _check_data(importance, data):
-    if isinstance(data, tuple) and not all(isinstance(b, (tuple, list)) for b in data):
-        raise ValueError(
-            "`data` must be a dataset of batches `(x, y)`, not arrays. Received: a "
-            f"tuple of {len(data)}. Make one with "
-            "`tf.data.Dataset.from_tensor_slices((x, y)).batch(128)`."
-        )
+    if data is not None:
+        check_batches("data", data)
     if importances.needs_data(importance) == (data is not None):
         return
     what = "needs data" if data is None else "takes no data"

@@ -2,7 +2,7 @@
 
 import warnings
 
-from tfprune import training
+from tfprune import thresholds, training
 from tfprune.callbacks.budgeted import BudgetedCallback
 from tfprune.costs import cost
 from tfprune.graph import Graph
@@ -44,6 +44,7 @@ class ReleaseScales(BudgetedCallback):
 
     def __init__(self, budget, threshold="valley"):
         super().__init__(budget)
+        thresholds.check(threshold)
         self.threshold = threshold
 
     def read_model(self):

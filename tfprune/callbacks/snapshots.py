@@ -1,10 +1,7 @@
 """Small models on the way to the budget."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
-
-import keras
 
 from tfprune import training, writing
 from tfprune.checks import check_number
@@ -12,7 +9,7 @@ from tfprune.surgery import compact
 from tfprune.surgery.gates import has_kernel_gates
 
 
-class Snapshots(keras.callbacks.Callback):
+class Snapshots(training.PruningCallback):
     """Saves a compacted model whenever pruning passes one of the given points.
 
     It works beside `PruneToBudget` and `TickTock`, at any place in the list. One run
@@ -42,6 +39,8 @@ class Snapshots(keras.callbacks.Callback):
     ```
     """
 
+    prunes = False
+
     def __init__(self, path, flops_reduction: float | Iterable[float]):
         super().__init__()
         self.path = str(path)
@@ -60,10 +59,6 @@ class Snapshots(keras.callbacks.Callback):
                 "`path` must end in .keras and have a place for the point, such as "
                 f"'small-{{flops_reduction:.2f}}.keras'. Received: path={path!r}"
             )
-
-    def set_model(self, model):
-        super().set_model(model)
-        training.announce(self, model)
 
     def on_train_begin(self, logs=None):
         if has_kernel_gates(self.model):
@@ -84,18 +79,18 @@ class Snapshots(keras.callbacks.Callback):
                 f"and there is {old[0]}. Choose another one or remove them."
             )
 
-    def on_masks_change(self, removed):
+    def on_masks_change(self, model, removed):
         """Called by the callback that prunes, when it has closed gates.
 
         Args:
+            model: the model whose gates they are.
             removed: what all masks remove, under the names of `Budget`.
         """
         for point in self.points:
             path = self._path_at(point)
             if removed["flops_reduction"] >= point - 1e-9 and not path.exists():
-                aside = path.with_name(f".{path.stem}.aside.keras")
-                compact(self.model).save(aside)
-                os.replace(aside, path)
+                with writing.write_aside(path, ".keras") as aside:
+                    compact(model).save(aside)
 
     def summary(self):
         """Returns what is saved in the current `fit`, as text."""

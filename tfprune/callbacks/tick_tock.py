@@ -8,6 +8,7 @@ import numpy as np
 
 from tfprune import training
 from tfprune.callbacks.budgeted import BudgetedCallback, describe
+from tfprune.callbacks.data import num_batches
 from tfprune.callbacks.ticks import Ticks
 from tfprune.checks import check_number, is_integer, is_number
 from tfprune.importances.members import check_reduction
@@ -86,7 +87,7 @@ class TickTock(BudgetedCallback):
         self.gate_l1 = gate_l1
         self.reduction = check_reduction(reduction)
         self._check_arguments()
-        self._tick_steps = _num_batches(tick_data)
+        self._tick_steps = num_batches("tick_data", tick_data, takes_py_dataset=True)
         self._ticks = None
 
     # Training --------------------------------------------------------------------
@@ -371,18 +372,3 @@ class TickTock(BudgetedCallback):
 
 def _is_pair(value, kind) -> bool:
     return isinstance(value, (tuple, list)) and [*map(kind, value)] == [True, True]
-
-
-def _num_batches(data):
-    if hasattr(data, "cardinality"):
-        number = int(data.cardinality())
-    else:
-        number = getattr(data, "num_batches", None)
-    if isinstance(number, int) and number > 0:
-        return number
-    raise ValueError(
-        "`tick_data` must be a batched `tf.data.Dataset` or a `keras.utils.PyDataset` "
-        f"of known, finite length. Received: {data!r}. From arrays make one with "
-        "`tf.data.Dataset.from_tensor_slices((x, y)).batch(128)`; otherwise use "
-        "`dataset.apply(tf.data.experimental.assert_cardinality(batches))`."
-    )

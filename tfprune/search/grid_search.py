@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 
+from tfprune import thresholds
 from tfprune.checks import check_integer, check_number
 from tfprune.search.algorithm import Algorithm1
 from tfprune.search.training import Job, run_trial, trial_directory
@@ -80,6 +81,7 @@ class GridSearch:
         check_number("strength", self.strength, "(0, inf)")
         check_number("t", self.t, "[0, inf)")
         check_integer("max_trials", self.max_trials, 1)
+        thresholds.check(self.threshold)
 
     def run(
         self,
