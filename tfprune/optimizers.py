@@ -90,6 +90,10 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
         **kwargs,
     ):
         _check_amount(compression, sparsity, scope)
+        if not isinstance(nesterov, bool):
+            raise ValueError(
+                f"`nesterov` must be a bool. Received: nesterov={nesterov!r}"
+            )
         check_number("momentum", momentum, "[0, 1)")
         check_number("weight_decay", weight_decay, "[0, inf)")
         super().__init__(
@@ -103,16 +107,30 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
-        super().build(variables)
-        self.momentums = self.add_optimizer_variables(variables, "momentum")
+        self._check_patterns(variables)
         kernels = self.pruned_of(variables)
         if not kernels:
             raise ValueError(
                 "There is no kernel to prune among the trainable variables. Received: "
                 f"scope={self.scope!r}, include={self.include}, exclude={self.exclude} "
-                f"and variables {[variable.path for variable in variables][:8]}"
+                f"and variables {_paths(variables)}"
             )
+        super().build(variables)
+        self.momentums = self.add_optimizer_variables(variables, "momentum")
         _warn_of_regularizers(kernels)
+
+    def _check_patterns(self, variables):
+        given = {"include": self.include, "exclude": self.exclude}
+        if isinstance(self.scope, Mapping):
+            given["scope"] = list(self.scope)
+        for name, patterns in given.items():
+            for pattern in patterns:
+                if not any(_matches(variable, [pattern]) for variable in variables):
+                    raise ValueError(
+                        f"`{name}`: the path pattern {pattern!r} matches no trainable "
+                        "variable. A layer's kernel is '<layer>/kernel', all of its "
+                        f"variables are '<layer>/*'. Those are: {_paths(variables)}"
+                    )
 
     # What is pruned --------------------------------------------------------------
 
@@ -147,11 +165,21 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
             return next((f for p, f in patterns if _matches(variable, [p])), None)
         return 1 - 1 / self.compression if self.sparsity is None else self.sparsity
 
-    def decay_budget(self, steps: int) -> float:
+    def trained_variables(self) -> list:
+        """Returns the variables that it was built with and has moved, and still may."""
+        pairs = zip(self._trainable_variables, self.momentums, strict=True)
+        return [
+            variable
+            for variable, momentum in pairs
+            if variable.trainable and momentum.numpy().any()
+        ]
+
+    def decay_budget(self, steps: int, start: int = 0) -> float:
         """Returns the decay of a run: it leaves about exp(-this) of a passive weight.
 
         Args:
             steps: int: optimizer steps of the run.
+            start: int: steps before it, which a learning rate's schedule has behind it.
 
         Source: derived. The slow root of a passive weight's recursion is
         1 - learning rate * weight decay / (1 - momentum), in first order.
@@ -159,7 +187,7 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
         rate = self._learning_rate
         if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             rate = float(keras.ops.convert_to_numpy(self.learning_rate))
-        return push(self.weight_decay, rate, steps, self.momentum)
+        return push(self.weight_decay, rate, steps, self.momentum, start)
 
     # Steps -------------------------------------------------------------------------
 
@@ -223,7 +251,8 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
             if importance is None:
                 importance = _importance(gradient, variable)
             none = tf.zeros((), gradient.dtype)
-            gradient = tf.where(importance >= threshold, gradient, none)
+            # A gradient that is no number reaches its weight, as with any optimizer.
+            gradient = tf.where(importance < threshold, none, gradient)
             gradient = tf.cast(gradient, variable.dtype)
             if self._use_weight_decay(variable):
                 gradient += tf.constant(self.weight_decay, variable.dtype) * variable
@@ -271,8 +300,16 @@ def _matches(variable, patterns: list) -> bool:
     return any(fnmatch.fnmatchcase(path, f"*/{pattern}") for pattern in patterns)
 
 
+def _paths(variables) -> list[str]:
+    return [variable.path for variable in variables][:8]
+
+
 def _check_amount(compression, sparsity, scope):
     if isinstance(scope, Mapping):
+        if not scope:
+            raise ValueError(
+                "`scope` must name kernels: {path pattern: fraction}. It is {}."
+            )
         for pattern, fraction in scope.items():
             check_number(f"scope[{pattern!r}]", fraction, "[0, 1)")
         if compression is not None or sparsity is not None:

@@ -11,6 +11,7 @@ from tfprune.masks import Masks
 from tfprune.optimizers import GlobalSparseMomentum
 from tfprune.reading import shared_array
 from tfprune.surgery import apply_masks, strip
+from tfprune.training import inner_optimizer
 
 # Weights at the edge of the cut should differ by more than this from those well below,
 _CLEAR_GAP = 10
@@ -22,7 +23,8 @@ def remove_passive(model, data=None, verbose=1):
     """Returns a model with all but the Q largest weights at zero, and held there.
 
     For models trained with `tfprune.optimizers.GlobalSparseMomentum`, whose settings
-    tell which kernels are pruned and how many weights stay. If training was long
+    tell which kernels are pruned and how many weights stay. Kernels that it has not moved
+    stay whole: frozen ones, and those that no output depends on. If training was long
     enough, the others are next to nothing already, and zeroing them costs nothing. That
     is checked: the gap between the Q-th and the 2Q-th largest magnitude and the share
     of the norm that goes are printed and, with `data`, the accuracy before and after.
@@ -32,14 +34,15 @@ def remove_passive(model, data=None, verbose=1):
         data: what to evaluate on: a dataset of batches `(x, y)`, or arrays `(x, y)` or
             `(x, y, sample_weight)`.
             Defaults to `None`: the accuracy is not measured.
-        verbose: 0 or 1. Whether to print. Defaults to `1`.
+        verbose: 0 or 1. Whether to print, and to measure for that. Defaults to `1`.
 
     Returns:
         A new model with `WeightMask`s, uncompiled: zeros hold in further training, and
         `tfprune.strip` takes the masks off. Every kernel keeps one weight at least.
 
     Raises:
-        ValueError: if the model's optimizer is another, or has not trained yet.
+        ValueError: if the model's optimizer is another, or has not trained yet, or if
+            weights are not finite, or all zero.
 
     Source: Ding et al., "Global sparse momentum SGD for pruning very deep neural
     networks", 2019, section 3.2; the checks are ours.
@@ -81,8 +84,7 @@ def remove_passive(model, data=None, verbose=1):
 
 def _read(model) -> tuple:
     """Returns the graph of a model's weights, and its optimizer's rankings."""
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = inner_optimizer(model) if hasattr(model, "optimizer") else None
     if not isinstance(optimizer, GlobalSparseMomentum):
         raise ValueError(
             "`remove_passive` ends a run with `tfprune.optimizers.GlobalSparseMomentum`"
@@ -97,14 +99,24 @@ def _read(model) -> tuple:
             f"model={model.name!r}. Call `model.fit` first."
         )
     known = {id(kernel.variable) for kernel in graph.kernels.values()}
-    rankings = optimizer.active_counts()
+    rankings = optimizer.active_counts(optimizer.trained_variables())
     for kernel in (each for kernels, _ in rankings for each in kernels):
+        if not np.isfinite(shared_array(kernel)).all():
+            raise ValueError(
+                f"Weights of {kernel.path!r} are not finite: the training has diverged. "
+                f"Received: model={model.name!r}. Train again with a lower learning rate."
+            )
         if id(kernel) not in known:
             raise ValueError(
                 f"{kernel.path!r} is pruned by the optimizer, and is no kernel that can "
                 f"be masked in {model.name!r}: {graph.skipped}. Leave it out "
                 "with `GlobalSparseMomentum(exclude=...)`."
             )
+    if not any(shared_array(each).any() for kernels, _ in rankings for each in kernels):
+        raise ValueError(
+            "All weights that the optimizer prunes are zero: nothing is left to keep. "
+            f"Received: model={model.name!r}. Train again with less `weight_decay`."
+        )
     return graph, rankings
 
 
@@ -121,7 +133,8 @@ def _share(magnitudes: np.ndarray, count: int) -> float:
     """Returns the share of the norm that all but the count largest magnitudes have."""
     ordered = np.sort(magnitudes).astype("float64")
     whole = np.linalg.norm(ordered)
-    return float(np.linalg.norm(ordered[: ordered.size - count]) / whole)
+    goes = np.linalg.norm(ordered[: ordered.size - count])
+    return float(goes / whole) if whole else 0.0
 
 
 def _describe(model, sparse, masks, gap, share, data) -> str:

@@ -122,6 +122,11 @@ def _watched(model):
     return watched
 
 
+def inner_optimizer(model):
+    """Returns a model's optimizer, without the one that scales the loss around it."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
 def iterations(model):
     """Returns the number of optimizer steps that `model` has taken, as an int."""
     # `int` alone cannot read a variable that is mirrored on several devices.
@@ -276,5 +281,4 @@ def check_strategy(model):
 
 
 def _optimizer_steps(model, batches):
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    return batches // (optimizer.gradient_accumulation_steps or 1)
+    return batches // (inner_optimizer(model).gradient_accumulation_steps or 1)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfprune import training
 from tfprune.importances.members import scores_by_group
 
 
@@ -21,8 +22,7 @@ class GateScores:
     """
 
     def __init__(self, model, members):
-        optimizer = model.optimizer
-        self._optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        self._optimizer = training.inner_optimizer(model)
         self._members = members
         self._unseen = {self._key(m.layer.gate_variable): m.path for m in members}
         with model.distribute_strategy.scope():

@@ -49,20 +49,23 @@ class Preflight(keras.callbacks.Callback):
         self._terms = SharedTerm.all_of(self.model.trainable_variables)
         for term, scales in self._terms.items():
             _check_complete(term, scales)
-            _check_push(self.model, self.params, term, scales)
-        if sparse_momentum(self.model):
-            check_decay(self.model, self.params)
         self._is_reported = False
 
     def on_epoch_begin(self, epoch, logs=None):
         # Every callback has seen `on_train_begin`, so each knows its plan.
         if not self._is_reported:
             self._is_reported = True
+            # A run that goes on began in the past, or with a new optimizer.
+            self._start = max(0, training.origin(self.model, self.params, epoch))
             self._report()
 
     def _report(self):
         others = training.siblings(self)
         decays = sparse_momentum(self.model) is not None
+        for term, scales in self._terms.items():
+            _check_push(term, scales, self._reach(term))
+        if decays:
+            check_decay(self.model, self.params, self._start)
         prunes = any(other.prunes for other in others)
         if not prunes and not self._terms and not decays:
             warnings.warn(
@@ -72,11 +75,24 @@ class Preflight(keras.callbacks.Callback):
             )
         if self.verbose:
             for term, scales in self._terms.items():
-                print(_describe(self.model, self.params, term, scales))
+                print(_describe(term, scales, self._reach(term)))
             if decays:
-                print(describe_decay(self.model, self.params))
+                print(describe_decay(self.model, self.params, self._start))
             for other in others:
                 print(other.summary())
+
+    def _reach(self, term):
+        """Returns how far scales can move, None if it cannot be told."""
+        optimizer = training.inner_optimizer(self.model)
+        steps = training.total_steps(self.model, self.params)
+        pull = term.regularizer.pull
+        if not steps or pull is None or type(optimizer) is not keras.optimizers.SGD:
+            return None
+        rate, momentum = optimizer._learning_rate, optimizer.momentum
+        if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            rate = float(optimizer.learning_rate.numpy())
+        strength = term.regularizer.strength
+        return pull * push(strength, rate, steps, momentum, self._start)
 
 
 def _check_trainable(model):
@@ -98,9 +114,8 @@ def _check_complete(term, scales):
         )
 
 
-def _check_push(model, params, term, scales):
+def _check_push(term, scales, reach):
     """Warns if no scale can come to zero within the run."""
-    reach = _reach(model, params, term)
     mean = float(np.mean(np.concatenate([scale.numpy() for scale in scales])))
     if reach is None or not 0 < reach < mean:
         return
@@ -115,21 +130,7 @@ def _check_push(model, params, term, scales):
     )
 
 
-def _reach(model, params, term):
-    """Returns how far scales can move, None if it cannot be told."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    steps = training.total_steps(model, params)
-    pull = term.regularizer.pull
-    if not steps or pull is None or type(optimizer) is not keras.optimizers.SGD:
-        return None
-    rate, momentum = optimizer._learning_rate, optimizer.momentum
-    if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        rate = float(optimizer.learning_rate.numpy())
-    return pull * push(term.regularizer.strength, rate, steps, momentum)
-
-
-def _describe(model, params, term, scales):
-    reach = _reach(model, params, term)
+def _describe(term, scales, reach):
     settings = keras.regularizers.serialize(term.regularizer)["config"]
     text = ", ".join(f"{name}={value}" for name, value in settings.items())
     number = sum(scale.shape[0] for scale in scales)

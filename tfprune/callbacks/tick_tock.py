@@ -307,8 +307,7 @@ class TickTock(BudgetedCallback):
             )
 
     def _check_optimizer(self):
-        outer = self.model.optimizer
-        optimizer = getattr(outer, "inner_optimizer", outer)
+        optimizer = training.inner_optimizer(self.model)
         names = ("clipnorm", "clipvalue", "global_clipnorm", "use_ema")
         names += ("gradient_accumulation_steps",)
         found = [name for name in names if getattr(optimizer, name, None)]

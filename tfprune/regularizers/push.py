@@ -6,7 +6,9 @@ import numpy as np
 from tfprune.checks import check_number
 
 
-def push(strength, learning_rate, steps: int, momentum: float = 0.0) -> float:
+def push(
+    strength, learning_rate, steps: int, momentum: float = 0.0, start: int = 0
+) -> float:
     """Returns how far a constant pull of 1 times `strength` moves a weight with SGD.
 
     It is `strength` times the sum of the learning rates over 1 - `momentum`. A scale
@@ -21,6 +23,7 @@ def push(strength, learning_rate, steps: int, momentum: float = 0.0) -> float:
             steps.
         steps: int: optimizer steps of the run.
         momentum: float, the optimizer's.
+        start: int: steps before the run, which a `LearningRateSchedule` has behind it.
 
     Raises:
         ValueError: for arguments out of range.
@@ -34,7 +37,7 @@ def push(strength, learning_rate, steps: int, momentum: float = 0.0) -> float:
     """
     check_number("momentum", momentum, "[0, 1)")
     check_number("steps", steps, "[1, inf)")
-    total = _sum_of_rates(learning_rate, int(steps))
+    total = _sum_of_rates(learning_rate, int(steps), start)
     return float(strength * total / (1 - momentum))
 
 
@@ -62,10 +65,10 @@ def strength_for_push(
     return wanted / push(1.0, learning_rate, steps, momentum)
 
 
-def _sum_of_rates(learning_rate, steps: int) -> float:
+def _sum_of_rates(learning_rate, steps: int, start: int) -> float:
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
         # A thousand steps tell the sum of a long run well enough.
-        places = np.unique(np.linspace(0, steps - 1, 1000).astype(int))
+        places = start + np.unique(np.linspace(0, steps - 1, 1000).astype(int))
         rates = [float(learning_rate(place)) for place in places.tolist()]
         return float(np.mean(rates) * steps)
     if np.ndim(learning_rate):
