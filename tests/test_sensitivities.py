@@ -190,3 +190,24 @@ def test_bad_sparsities(make_vgg, images, sparsities):
 def test_a_model_without_a_loss(make_vgg, images):
     with pytest.raises(ValueError, match="has no loss.*model.compile"):
         sensitivity(make_vgg(), images)
+
+
+@pytest.mark.parametrize("form", ["list", "dict"])
+def test_several_outputs(form, monkeypatch):
+    x = hidden = keras.Input((10,))
+    hidden = layers.Dense(8, "relu", name="hidden")(x)
+    outputs = [layers.Dense(3, name="a")(hidden), layers.Dense(1, name="b")(hidden)]
+    targets = [np.arange(64) % 3, np.zeros(64)]
+    losses = [keras.losses.SparseCategoricalCrossentropy(from_logits=True), "mse"]
+    if form == "dict":
+        outputs, targets, losses = (
+            dict(zip("ab", each, strict=True)) for each in (outputs, targets, losses)
+        )
+    model = keras.Model(x, outputs)
+    model.compile(loss=losses)
+    data = (np.random.default_rng(0).normal(size=(64, 10)), targets)
+    expected = sensitivity(model, data, SPARSITIES)
+    monkeypatch.setattr(sensitivities, "_WORTH_TAILS", -1)
+    found = sensitivity(model, data, SPARSITIES)
+    for name, own in expected.scores.items():
+        np.testing.assert_allclose(found.scores[name], own, rtol=1e-5)

@@ -136,8 +136,17 @@ class _Rewinding(keras.callbacks.Callback):
         self._steps, self._weights = steps, None
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._weights is None and training.iterations(self.model) >= self._steps:
-            self._weights = self.model.get_weights()
+        done = training.iterations(self.model)
+        if self._weights is not None or done < self._steps:
+            return
+        if done > self._steps:
+            raise ValueError(
+                "`rewind_steps` must fall between two executions of steps. Received: "
+                f"rewind_steps={self._steps}, and the model was at step {done} when it "
+                "could first be looked at. Compile with a `steps_per_execution` that "
+                "divides it."
+            )
+        self._weights = self.model.get_weights()
 
     def weights(self) -> list:
         if self._weights is None:

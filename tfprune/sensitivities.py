@@ -198,10 +198,9 @@ def _evaluations(graph, name, masks, compiled, data, is_slow: bool):
 def _measure_of(model, variables, compiled, data, is_slow: bool) -> Callable:
     """Returns the function that measures a model while some of its variables change."""
     if is_slow:
-        try:
-            return Tail(model, variables, compiled, data, _MOST_BYTES).evaluate
-        except MemoryError:
-            pass
+        tail = Tail.of(model, variables, compiled, data, _MOST_BYTES)
+        if tail is not None:
+            return tail.evaluate
     return lambda: measure(model, data)
 
 

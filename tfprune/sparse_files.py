@@ -247,10 +247,11 @@ def _as_stored(array, dtype, name) -> np.ndarray:
         return array
     with np.errstate(over="ignore"):
         stored = array.astype(dtype)
-    if np.isinf(stored).any() and not np.isinf(array).any():
+    lost = np.isinf(stored) & ~np.isinf(array)
+    if lost.any():
         raise ValueError(
             f"`dtype` cannot hold the values of {name!r}, which go up to "
-            f"{np.abs(array).max():.3g}. Received: dtype={dtype!r}. Save without it."
+            f"{np.abs(array[lost]).max():.3g}. Received: dtype={dtype!r}. Save without it."
         )
     return stored
 

@@ -20,16 +20,34 @@ class Tail:
     What leads there is computed once, for all batches of a data set.
 
     Args:
-        model: Functional or Sequential model.
-        variables: the variables.
+        model: the layers from there on.
+        batches: what comes before, batch by batch, with targets and weights.
         compiled: model with the loss and the metrics to evaluate.
-        data: as `tfprune.evaluating.evaluate` takes it.
-        most_bytes: int: how much to keep in memory.
     """
 
-    def __init__(self, model, variables, compiled, data, most_bytes):
+    def __init__(self, model, batches: list, compiled):
+        self._model, self._data = model, _Batches(batches)
+        compile_like(model, compiled)
+
+    @classmethod
+    def of(cls, model, variables, compiled, data, most_bytes) -> "Tail | None":
+        """Returns that of a model; None where the whole has to be evaluated.
+
+        That is so if an output does not depend on the variables, or if what comes
+        before them takes too much memory.
+
+        Args:
+            model: Functional or Sequential model.
+            variables: the variables.
+            compiled: model with the loss and the metrics to evaluate.
+            data: as `tfprune.evaluating.evaluate` takes it.
+            most_bytes: int: how much to keep in memory.
+        """
         functional = as_functional(model)
         tensors = _crossing(functional, {id(variable) for variable in variables})
+        ends = {id(each) for each in functional.outputs}
+        if any(id(each) in ends for each in tensors):
+            return None
         head = keras.Model(input_structure(functional), tensors)
         batches, kept = [], 0
         for x, y, weight in _batches(data):
@@ -37,11 +55,12 @@ class Tail:
             features = tuple(np.asarray(each) for each in outputs)
             kept += sum(each.nbytes for each in features)
             if kept > most_bytes:
-                raise MemoryError
+                return None
+            # Keras takes lists for arrays.
+            y, weight = (tuple(e) if isinstance(e, list) else e for e in (y, weight))
             batches.append(keras.utils.pack_x_y_sample_weight(features, y, weight))
-        self._data = _Batches(batches)
-        self._model = keras.Model(tensors, output_structure(functional))
-        compile_like(self._model, compiled)
+        tail = keras.Model(tensors, output_structure(functional))
+        return cls(tail, batches, compiled)
 
     def evaluate(self) -> dict:
         """Returns the loss and the metrics of the whole model, by name."""

@@ -113,6 +113,17 @@ def test_damping_and_dead_inputs():
     model = linear(kernel_initializer="ones")
     lobs = LOBS(damping=0)
     lobs.update_state(model, x)
+    few = LOBS(damping=0)
+    few.update_state(model, X[: X.shape[1] - 1])
+    with pytest.raises(ValueError, match="linearly dependent.*damping=0"):
+        few(graph_of(model))
+    dead = LOBS()
+    dead.update_state(model, np.zeros_like(X))
+    assert max(scores.max() for scores in dead(graph_of(model)).values()) < 1e-3
+    broken = LOBS()
+    broken.update_state(model, np.full_like(X, np.nan))
+    with pytest.raises(ValueError, match="not finite on the data seen"):
+        broken(graph_of(model))
     with pytest.raises(ValueError, match="linearly dependent.*damping=0"):
         lobs(graph_of(model))
     lobs = LOBS()

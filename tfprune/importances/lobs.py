@@ -114,16 +114,31 @@ class LOBS(OfWeights):
     def _inverse(self, name: str) -> np.ndarray:
         if name not in self._inverses:
             hessian = self._totals[name] / self._places[name]
-            added = self.damping * np.trace(hessian) / len(hessian)
-            try:
-                inverse = np.linalg.inv(hessian + added * np.eye(len(hessian)))
-            except np.linalg.LinAlgError as error:
-                raise ValueError(
-                    f"The inputs of {name!r} are linearly dependent on the data seen. "
-                    f"Received: damping={self.damping}. Raise it, or show more data."
-                ) from error
-            self._inverses[name] = inverse
+            self._inverses[name] = self._inverse_of(hessian, name)
         return self._inverses[name]
+
+    def _inverse_of(self, hessian, name: str) -> np.ndarray:
+        if not np.isfinite(hessian).all():
+            raise ValueError(
+                f"The inputs of {name!r} are not finite on the data seen. Look for NaN "
+                "in the data, or in the weights of a training that diverged."
+            )
+        # Where all inputs are zero, no weight matters.
+        mean = np.trace(hessian) / len(hessian) or 1.0
+        damped = hessian / mean + self.damping * np.eye(len(hessian))
+        try:
+            factor = np.linalg.cholesky(damped)
+            # Products were summed in float32: below its precision is nothing but noise.
+            least = np.finfo(np.float32).eps * np.diag(damped)
+            if (np.diag(factor) ** 2 <= least).any():
+                raise np.linalg.LinAlgError("singular")
+        except np.linalg.LinAlgError as error:
+            raise ValueError(
+                f"The inputs of {name!r} are linearly dependent on the data seen. "
+                f"Received: damping={self.damping}. Raise it, or show more data."
+            ) from error
+        half = np.linalg.inv(factor)
+        return half.T @ half / mean
 
 
 def _is_seen(kernel) -> bool:
@@ -199,9 +214,9 @@ def _recorded(layer, inputs: list):
     own = vars(layer)
     function, before = layer.call, own.get("call")
 
-    def call(x, *args, **kwargs):
-        inputs.append(x)
-        return function(x, *args, **kwargs)
+    def call(*args, **kwargs):
+        inputs.append(args[0] if args else kwargs["inputs"])
+        return function(*args, **kwargs)
 
     # Around the trackers, as in `SwapWrapper`.
     own["call"] = call
