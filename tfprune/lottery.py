@@ -137,7 +137,7 @@ class _Rewinding(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         done = training.iterations(self.model)
-        if self._weights is not None or done < self._steps:
+        if not self._steps or self._weights is not None or done < self._steps:
             return
         if done > self._steps:
             raise ValueError(
