@@ -189,6 +189,25 @@ def test_a_budget_of_flops_says_what_it_is_without():
         model.fit(np.zeros((4, 6, 4)), np.zeros((4, 2)), verbose=0, callbacks=[prune])
 
 
+def test_products_without_a_rule_are_said():
+    inputs = keras.Input((6, 4))
+    x = ops.tensordot(layers.Dense(4)(inputs), np.ones((4, 3), "float32"), axes=1)
+    assert tfprune.cost(keras.Model(inputs, x)).uncounted == ("tensordot",)
+    table = layers.Embedding(10, 8)
+    table.build()
+    table.enable_lora(2)
+    inputs = keras.Input((6,))
+    assert tfprune.cost(keras.Model(inputs, table(inputs))).uncounted == ()
+
+
+def test_heads_of_a_length_that_is_known():
+    """Keras leaves open what its layers were told in `output_shape`."""
+    inputs = keras.Input((16, 32))
+    heads = layers.EinsumDense("abc,cde->abde", output_shape=(None, 4, 8))(inputs)
+    x = layers.EinsumDense("abcd,cde->abe", output_shape=(None, 8))(heads)
+    assert tfprune.cost(keras.Model(inputs, x)).macs == 16 * 32 * 32 + 16 * 32 * 8
+
+
 def test_weights_are_all_counted_and_nothing_is_said(recwarn):
     inputs = keras.Input((6, 4))
     model = keras.Model(

@@ -10,6 +10,20 @@ import numpy as np
 from tfprune.graph import Graph, as_graph
 from tfprune.graph.joins import scattered
 
+# Operations of `keras.ops` that multiply and accumulate, and have no rule.
+_PRODUCTS = {
+    "Conv",
+    "ConvTranspose",
+    "Correlate",
+    "DepthwiseConv",
+    "Dot",
+    "Inner",
+    "SeparableConv",
+    "Tensordot",
+    "Vdot",
+    "Vecdot",
+}
+
 
 @dataclass(frozen=True)
 class LayerCost:
@@ -105,24 +119,28 @@ def warn_of_uncounted(graph: Graph, budget) -> None:
             "`flops_reduction` is of the multiply-accumulates that are counted, and "
             "those of layers that could not be followed are not: "
             f"{', '.join(left_out[:8])}{', ...' * (len(left_out) > 8)} ({first!r}: "
-            f"{graph.skipped[first]}). `params_reduction` counts all weights."
+            f"{graph.skipped.get(first, 'an operation')}). `params_reduction` counts all weights."
         )
 
 
 def _uncounted(graph: Graph) -> list[str]:
     """Returns the paths of layers with kernels whose work nothing has counted."""
-    skipped = [call for call in graph.calls if call.path in graph.skipped]
-    with_kernels = [
-        call.path
-        for call in skipped
-        if any(len(v.shape) > 1 for v in getattr(call.layer, "weights", ()))
-    ]
+    with_kernels = [call.path for call in graph.calls if _works(graph, call)]
     counted = [f"{term.path}/" for term in graph.mac_terms]
     return [
         path
         for path in dict.fromkeys(with_kernels)
         if not any(each.startswith(f"{path}/") for each in counted)
     ]
+
+
+def _works(graph: Graph, call) -> bool:
+    """Returns whether a call may multiply and accumulate and has no rule that counts."""
+    if type(call.operation).__name__ in _PRODUCTS:
+        return True
+    if call.path not in graph.skipped or isinstance(call.layer, keras.layers.Embedding):
+        return False
+    return any(len(v.shape) > 1 for v in getattr(call.layer, "weights", ()))
 
 
 class Counter:

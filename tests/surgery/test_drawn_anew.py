@@ -87,3 +87,58 @@ def test_width_is_scaled_around_them():
     half = tfprune.scale_width(model, 0.5)
     x = np.random.default_rng(0).normal(size=(4, 6, 8))
     assert np.abs(half(x)).max() > 0
+
+
+@pytest.mark.parametrize("draw", [False, True])
+def test_arrays_as_initializers(draw, tmp_path):
+    """An embedding that begins with vectors of words, the usual way to write it."""
+    table = np.random.default_rng(0).normal(2, 3, size=(50, 16)).astype("float32")
+    given = keras.initializers.Constant(table)
+    inputs = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(50, 16, embeddings_initializer=given, name="table")(inputs)
+    x = layers.Dense(4, bias_initializer=keras.initializers.Constant(np.ones(4)))(x)
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+    graph = tfprune.Graph(model)
+    masks = tfprune.select(graph, "magnitude", scope={"table": 0.5})
+    small = tfprune.compact(model, masks, reinitialize=draw)
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    found = loaded.get_layer("table").embeddings.numpy()
+    assert found.shape == (50, 8)
+    np.testing.assert_array_equal(found, small.get_layer("table").embeddings)
+    if draw:
+        assert abs(found.mean() - 2) < 0.5 and abs(found.std() - 3) < 0.5
+    narrow = tfprune.scale_width(model, 0.5)
+    assert narrow.get_layer("table").embeddings.shape == (50, 8)
+    whole = tfprune.strip(model).get_layer("table").embeddings_initializer
+    np.testing.assert_array_equal(whole.value, table)
+
+
+@register
+class Placed(Own):
+    """x + a table of places, drawn by a function, + one that is given as an array."""
+
+    def build(self, shape):
+        places = shape[1:]
+        self.drawn = self.add_weight(
+            places, lambda shape, dtype=None: keras.random.normal(shape), name="drawn"
+        )
+        given = keras.initializers.Constant(np.ones((1, *places)))
+        self.given = self.add_weight((1, *places), given, name="given")
+        self.dense = layers.Dense(shape[-1], name="inside")
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x) + self.drawn + self.given
+
+
+def test_what_draws_weights_of_ones_own_can_be_saved(tmp_path):
+    inputs = keras.Input((5, 4))
+    x = Placed()(layers.Dense(8, name="before")(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalMaxPooling1D()(x)))
+    small = tfprune.prune(model, 0.4)
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    np.testing.assert_array_equal(loaded(x), small(x))
+    assert loaded.count_params() < model.count_params()

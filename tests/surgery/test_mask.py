@@ -118,6 +118,22 @@ def test_zeros_hold_in_every_type_of_layer_also_when_saved(kind, images, tmp_pat
         assert_held(zeros, each)
 
 
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU, layers.SimpleRNN])
+def test_zeros_hold_in_recurrent_layers_also_when_saved(kind, tmp_path):
+    # Behind a sigmoid a masked unit is no zero, so gradients would bring it back.
+    inputs = layers.Input((5, 4))
+    x = layers.Dense(3)(kind(12, activation="sigmoid")(inputs))
+    masked = checker.randomize(keras.Model(inputs, x))
+    masked = tfprune.apply_masks(masked, random_masks(tfprune.Graph(masked)))
+    zeros = zeros_of(masked)
+    masked.save(tmp_path / "masked.keras")
+    x = np.random.default_rng(0).normal(size=(16, 5, 4))
+    for each in (masked, keras.models.load_model(tmp_path / "masked.keras")):
+        each.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
+        each.fit(x, np.arange(16) % 3, batch_size=8, verbose=0)
+        assert_held(zeros, each)
+
+
 def test_own_constraint_still_acts(images):
     inputs = layers.Input((8, 8, 3))
     norm = keras.constraints.UnitNorm(axis=[0, 1, 2])

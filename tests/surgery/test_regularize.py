@@ -158,6 +158,18 @@ def test_gates_of_a_trained_model_are_turned(model, images):
     assert loss_of(new) != 0
 
 
+def test_running_means_of_a_renormalization_are_turned_too():
+    inputs = layers.Input((8,))
+    norm = layers.BatchNormalization(renorm=True, name="norm")
+    x = layers.Dense(3)(norm(layers.Dense(6)(inputs)))
+    model = checker.randomize(keras.Model(inputs, x))
+    norm.gamma.assign([0.5, -0.5, 0.1, -0.1, 0.9, -0.9])
+    new = tfprune.regularize(model, Polarization(), layers="norm")
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
+    expected, found = model(x, training=True), new(x, training=True)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def concatenated():
     """A normalization that has no layer of its own before it."""
     inputs = layers.Input((8, 8, 3))

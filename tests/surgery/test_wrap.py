@@ -5,7 +5,8 @@ import keras
 import numpy as np
 import pytest
 from invariants import check_all, fingerprint, random_masks
-from keras import layers
+from keras import layers, ops
+from own import Own, register
 
 import tfprune
 from tfprune.layers import ChannelGate, ChannelMask
@@ -126,6 +127,67 @@ def test_closed_gates_stay_closed_whatever_biases_training_finds():
     for each in (model, wrapped):
         layer = each.get_layer("depthwise")
         getattr(layer, "layer", layer).bias.assign(np.ones(8))
+    masks = random_masks(tfprune.Graph(model))
+    closed = close(wrapped, masks)
+    assert difference(tfprune.apply_masks(model, masks), closed) < 1e-5
+
+
+@register
+class FilterResponse(Own):
+    """x / root mean square of each map * scale + shift, the shift zero at first."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+        self.shift = self.add_weight(shape=(shape[-1],), initializer="zeros")
+
+    def call(self, x):
+        square = ops.mean(ops.square(x), axis=(1, 2), keepdims=True)
+        return x * ops.rsqrt(square + 1e-6) * self.scale + self.shift
+
+
+def test_closed_gates_stay_closed_whatever_shifts_training_finds():
+    x = inputs = keras.Input((8, 8, 3))
+    for name in "ab":
+        x = FilterResponse(name=f"norm_{name}")(layers.Conv2D(8, 3, name=name)(x))
+        x = layers.ReLU()(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    wrapped = tfprune.prune_wrap(model)
+    for each in (model, wrapped):
+        for name in "ab":
+            each.get_layer(f"norm_{name}").shift.assign(np.ones(8))
+    masks = random_masks(tfprune.Graph(model))
+    closed = close(wrapped, masks)
+    assert difference(tfprune.apply_masks(model, masks), closed) < 1e-5
+    assert tfprune.read_masks(closed) == masks
+    assert tfprune.cost(tfprune.compact(closed)) == tfprune.cost(model, masks)
+
+
+@pytest.mark.parametrize("steps", [8, 6])
+def test_scales_along_another_axis_are_no_gates(steps):
+    inputs = keras.Input((steps, 3))
+    x = layers.Dense(8, name="made")(inputs)
+    norm = layers.BatchNormalization(axis=1, name="norm")
+    x = layers.GlobalMaxPooling1D()(norm(x))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    # A step that is zero is no channel that is.
+    norm.gamma.assign(np.arange(steps) > 0)
+    assert tfprune.read_masks(model)["made"].all()
+    wrapped = tfprune.prune_wrap(model)
+    assert "norm" not in [each.name for each in gates_of(wrapped)]
+    masks = random_masks(tfprune.Graph(model))
+    closed = close(wrapped, masks)
+    assert difference(tfprune.apply_masks(model, masks), closed) < 1e-5
+    assert tfprune.cost(tfprune.compact(closed)) == tfprune.cost(model, masks)
+
+
+def test_a_layer_over_steps_has_no_gate_of_channels():
+    inputs = keras.Input((6, 5))
+    x = layers.Permute((2, 1))(layers.Dense(8, "sigmoid", name="made")(inputs))
+    x = layers.Flatten()(layers.Dense(1, name="over_steps")(x))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    wrapped = tfprune.prune_wrap(model)
+    assert difference(model, wrapped) < 1e-5
     masks = random_masks(tfprune.Graph(model))
     closed = close(wrapped, masks)
     assert difference(tfprune.apply_masks(model, masks), closed) < 1e-5

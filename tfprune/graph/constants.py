@@ -1,8 +1,11 @@
 """Which channels are constant, whatever the input, and which units are dead."""
 
 import numpy as np
+from keras import layers
 
 from tfprune.graph.graph import Graph
+from tfprune.graph.nodes import LayerScale
+from tfprune.layers.kernels import DEPTHWISE
 
 
 def propagate(graph: Graph, closed: dict | None = None) -> dict[int, np.ndarray]:
@@ -35,10 +38,22 @@ def propagate(graph: Graph, closed: dict | None = None) -> dict[int, np.ndarray]
     return known
 
 
+# What they make of zero is known, whatever their weights become.
+_FACTORS = (layers.PReLU, LayerScale, *DEPTHWISE)
+
+
 def _keeps_zeros(call) -> bool:
-    """Returns whether a call makes zeros of zeros, whatever its weights become."""
-    shifts = (getattr(call.layer, name, None) for name in ("bias", "beta"))
-    return not call.reads and all(shift is None for shift in shifts)
+    """Returns whether what a call makes of zeros is known for good.
+
+    Any weight may be a shift, even one that is zero before it is trained.
+    """
+    layer = call.layer
+    if isinstance(layer, layers.TimeDistributed):
+        layer = layer.layer
+    if call.reads or getattr(layer, "bias", None) is not None:
+        return False
+    is_fixed = isinstance(layer, (layers.Normalization, *_FACTORS))
+    return is_fixed or not getattr(layer, "weights", ())
 
 
 def values_of(read, known: dict) -> np.ndarray:

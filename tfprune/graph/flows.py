@@ -103,9 +103,14 @@ def run_on_constants(function, *values):
 
 
 def along(x: Tensor, axis: int, function):
-    """Returns `function` for what is known along `axis` of `x`, None for another."""
-    matches = x.channel_axis == axis % len(x.shape)
-    return lambda known, *masks: function(known if matches else None)
+    """Returns `function` for what is known along `axis` of `x`.
+
+    It is called on None if `x` has no channels; if they lie along another axis, nothing
+    is known.
+    """
+    if x.channel_axis not in (None, axis % len(x.shape)):
+        return nothing_known
+    return lambda known, *masks: function(known if x.channel_axis is not None else None)
 
 
 def passed_on(known, *masks):

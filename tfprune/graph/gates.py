@@ -8,6 +8,7 @@ from keras import layers
 from tfprune.graph.constants import exposed, propagate
 from tfprune.graph.flows import keeps_zero
 from tfprune.graph.graph import Graph
+from tfprune.graph.rules_layers import channel_axis
 from tfprune.layers import GATED_TYPES, ChannelGate
 from tfprune.layers.swapping import attribute_of
 from tfprune.patterns import matches
@@ -109,13 +110,13 @@ class GatePlaces:
     def _prunable(self, labels) -> np.ndarray:
         return self._graph.prunable(labels)
 
-    def _gate_output(self, call) -> bool:
+    def _gate_output(self, call) -> None:
         out = call.outputs[0]
-        labels = None if out.channel_axis is None else out.labels[out.channel_axis]
-        if labels is None or not self._prunable(labels).any():
-            return False
-        self.outputs[id(call.operation)] = labels
-        return True
+        if out.channel_axis != _own_axis(call):
+            return
+        labels = out.labels[out.channel_axis]
+        if self._prunable(labels).any():
+            self.outputs[id(call.operation)] = labels
 
     def _exposed_reads(self) -> list:
         """Returns (call, read) where closed gates would still let something through."""
@@ -144,6 +145,14 @@ class GatePlaces:
         for x in call.inputs:
             if x.labeled_axes:
                 self._gate_makers(x, seen)
+
+
+def _own_axis(call) -> int:
+    """Returns the axis of what a layer makes that its scales or filters lie along."""
+    layer, rank = call.layer, len(call.outputs[0].shape)
+    if isinstance(layer, layers.BatchNormalization):
+        return layer.axis % rank
+    return channel_axis(layer, rank)
 
 
 def _closes(layer) -> bool:

@@ -31,7 +31,9 @@ def made_again(layer, changes: Callable = lambda config: {}):
         config = dict(layer.get_config())
         if isinstance(layer, _LOOKUPS) and config.get("vocabulary", ()) is None:
             config |= _adapted(layer)
-        return type(layer).from_config({**config, **changes(config)})
+        twin = type(layer).from_config({**config, **changes(config)})
+        _adapt_parts(layer, twin)
+        return twin
     except Exception as error:
         # Objects that Keras cannot serialize, or whatever its constructor makes of it.
         return _from_attributes(layer, changes(config), error)
@@ -49,6 +51,15 @@ def _adapted(layer) -> dict:
         weights = table.idf_weights.numpy()[special : special + len(words)]
         found["idf_weights"] = weights.tolist()
     return found
+
+
+def _adapt_parts(layer, twin) -> None:
+    """Gives lookups inside a copy what `adapt` has found in those of its layer."""
+    for part, own in zip(layer._flatten_layers(False), twin._flatten_layers(False)):
+        if isinstance(part, _LOOKUPS) and type(own) is type(part):
+            found = _adapted(part)
+            if found and len(own.get_vocabulary()) < len(part.get_vocabulary()):
+                own.set_vocabulary(**found)
 
 
 def _from_attributes(layer, settings: dict, error: Exception):
@@ -94,7 +105,10 @@ def own_initializers(layer) -> dict:
         if isinstance(variable, keras.Variable):
             drawn = vars(twin).get(name)
             drawn = drawn if isinstance(drawn, keras.Variable) else variable
-            found[name] = asked.get(id(drawn)) or _like_values(drawn.numpy())
+            initializer = asked.get(id(drawn))
+            # A function has no name to be loaded by.
+            is_one = isinstance(initializer, keras.initializers.Initializer)
+            found[name] = initializer if is_one else like_values(drawn.numpy())
     return found
 
 
@@ -112,7 +126,8 @@ def _listen(layer, asked: dict) -> None:
     vars(layer)["add_weight"] = listening
 
 
-def _like_values(values: np.ndarray):
+def like_values(values: np.ndarray):
+    """Returns an initializer of numbers with the same mean and deviation."""
     mean, deviation = float(np.mean(values)), float(np.std(values))
     if not deviation:
         return keras.initializers.Constant(mean)

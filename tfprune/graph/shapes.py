@@ -40,6 +40,10 @@ def _shapes_for_a_batch_of_two(node, inputs: dict) -> list | None:
     args, kwargs = fill_in(node, {id(x): of_two(x) for x in node.input_tensors})
     try:
         made = tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
+        if any(None in x.shape for x in made):
+            # Some say no more than they were told; their mathematics does.
+            of_call = keras.Operation.compute_output_spec
+            made = tree.flatten(of_call(node.operation, *args, **kwargs))
     except Exception:
         # Whatever a layer says to a batch that it was not made for.
         return None

@@ -128,6 +128,8 @@ def _hold(old, twin, dropped: dict) -> None:
             slices = {1: indices for indices in slices.values()}
         target.constraint = ZeroSlices(slices, source.constraint)
         owner = getattr(twin, "layer", twin)
+        # A recurrent layer keeps them, and saves them, where its cell has them.
+        owner = getattr(owner, "cell", owner)
         attribute = _constraint_attribute(owner, target)
         if attribute is not None:
             # The layer's own record of it, which is what gets saved.

@@ -23,7 +23,7 @@ from tfprune.graph.nodes import (
     share_copy,
     tree,
 )
-from tfprune.graph.remaking import copy_operation, made_again
+from tfprune.graph.remaking import copy_operation, like_values, made_again
 from tfprune.graph.subclassed import as_recorded
 from tfprune.regularizers import Beside, Share
 
@@ -135,7 +135,9 @@ class Rebuilder:
             layers += [first] if first else []
             layers.append(self._operation(layer, prefix))
         (new_input,) = self._inputs(functional)
-        return keras.Sequential([new_input, *layers], name=model.name)
+        is_plain = type(model).__init__ is keras.Sequential.__init__
+        kind = type(model) if is_plain else keras.Sequential
+        return kind([new_input, *layers], name=model.name)
 
     def _functional(self, model, functional, prefix: str):
         new_inputs = self._inputs(functional)
@@ -341,7 +343,10 @@ def _copy_lambda(layer):
 
 
 def copy_state(old, new, value_of: Callable = keras.Variable.numpy):
-    """Gives a built copy the variables of its layer, in order, and its initializers.
+    """Gives a built copy what its layer has that a constructor does not give it.
+
+    The variables, in order, whether each trains, what `adapt` has found, and the
+    initializers.
 
     Args:
         old: the layer to read; operations without variables are passed over.
@@ -362,6 +367,8 @@ def copy_state(old, new, value_of: Callable = keras.Variable.numpy):
         if isinstance(each, _Given) and each.was_used and each.value_of is value_of
     }
     for source, target in _paired(old_variables, new_variables):
+        if target.trainable != source.trainable:
+            target.trainable = source.trainable
         if id(source) in given:
             continue
         value = np.asarray(value_of(source))
@@ -373,13 +380,15 @@ def copy_state(old, new, value_of: Callable = keras.Variable.numpy):
                 f"{value.shape} but its copy was built with {tuple(target.shape)}."
             )
         target.assign(value)
-    if isinstance(new, keras.layers.Normalization):
-        # It computes with constants, made of its variables some time before.
-        new.mean, new.variance = old.mean, old.variance
     if isinstance(old, OwnWeight):
-        new.embeddings_initializer = old.initializer()
+        shape = new.embeddings.shape
+        new.embeddings_initializer = fitting(old.initializer(), shape)
     elif isinstance(old, keras.layers.Layer):
         copy_initializers(old, new)
+        for part, twin in zip(flatten_layers(old), flatten_layers(new), strict=False):
+            if isinstance(twin, keras.layers.Normalization):
+                # It computes with constants, made of its variables some time before.
+                twin.mean, twin.variance = part.mean, part.variance
 
 
 def _paired(old_variables, new_variables):
@@ -395,4 +404,24 @@ def _paired(old_variables, new_variables):
 def copy_initializers(old, new) -> None:
     """Gives a built copy, made without them, the initializers of its layer."""
     own = initializers_of(new)
-    vars(new).update({k: v for k, v in initializers_of(old).items() if k in own})
+    for name, initializer in initializers_of(old).items():
+        if name in own:
+            attribute = name.removesuffix("_initializer")
+            variable = vars(new).get(attribute, vars(new).get(f"_{attribute}"))
+            vars(new)[name] = fitting(initializer, getattr(variable, "shape", None))
+
+
+def fitting(initializer, shape):
+    """Returns an initializer for a variable of a shape, which may be smaller now.
+
+    An array of another shape gives way to numbers of the same mean and deviation.
+
+    Args:
+        initializer: the initializer.
+        shape: the shape of the variable; None if it is not known.
+    """
+    if not isinstance(initializer, keras.initializers.Constant) or shape is None:
+        return initializer
+    values = np.asarray(initializer.value)
+    fits = not values.ndim or values.shape == tuple(shape)
+    return initializer if fits else like_values(values)

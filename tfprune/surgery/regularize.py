@@ -272,6 +272,8 @@ def _turn(layer, maker, signs) -> bool:
             getattr(maker, name).assign(value)
         if is_norm:
             norm.moving_mean.assign(norm.moving_mean * signs)
+            if norm.renorm:
+                norm.renorm_mean.assign(norm.renorm_mean * signs)
     if shift is not None:
         shift.assign(shift * signs)
     scale = scale_variable(layer)
