@@ -122,7 +122,7 @@ Output = Annotated[
     ),
 ]
 Importance = Annotated[
-    Literal["magnitude", "scale", "random"],
+    Literal["magnitude", "scale", "geometric_median", "random"],
     typer.Option(help="What makes a channel worth it."),
 ]
 Scope = Annotated[

@@ -1,9 +1,11 @@
 """The command line, as a shell sees it: exit codes, stdout, stderr, files."""
 
+import contextlib
 import os
 import runpy
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import keras
@@ -13,6 +15,7 @@ import tensorflow as tf
 
 import tfprune
 import tfprune_command
+from tfprune import importances
 
 ROOT = Path(__file__).parent.parent
 
@@ -212,3 +215,16 @@ def test_mistakes_and_help_do_not_wait_for_tensorflow(tmp_path):
         done = process(*WITHOUT_TENSORFLOW, *arguments)
         assert (done.returncode, done.stderr) == (0, "")
         assert "tfprune" in done.stdout
+
+
+def test_every_importance_of_channels_without_data_is_offered(make_residual):
+    graph = tfprune.Graph(make_residual(4))
+    known = {name: importances.get(name) for name in importances._BY_NAME}
+    usable = set()
+    for name, importance in known.items():
+        with contextlib.suppress(ValueError):
+            if not importances.needs_data(importance):
+                importance(graph)
+                usable.add(name)
+    offered, *_ = typing.get_args(tfprune_command.Importance)
+    assert usable == set(typing.get_args(offered))

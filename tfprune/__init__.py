@@ -41,6 +41,7 @@ from tfprune.surgery import (
     read_masks,
     regularize,
     scale_width,
+    set_masks,
     strip,
     width_for,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "search",
     "select",
     "sensitivity",
+    "set_masks",
     "sparse_files",
     "strip",
     "thresholds",

@@ -32,19 +32,17 @@ def check_number(name: str, value, interval: str, meaning: str = "") -> None:
         )
 
 
-def check_integer(name: str, value, least: int, meaning: str = "") -> None:
+def check_integer(name: str, value, least: int) -> None:
     """Raises ValueError unless a value is an int, and not too small.
 
     Args:
         name: what the argument is called.
         value: what was given for it.
         least: the smallest that is allowed.
-        meaning: what the number is, for the message.
     """
     if not (is_integer(value) and value >= least):
         raise ValueError(
-            f"`{name}` must be an int of at least {least}{meaning and f': {meaning}'}. "
-            f"Received: {name}={value!r}"
+            f"`{name}` must be an int of at least {least}. Received: {name}={value!r}"
         )
 
 

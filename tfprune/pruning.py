@@ -7,17 +7,17 @@ import numpy as np
 
 from tfprune import importances
 from tfprune.budget import Budget
-from tfprune.graph import as_graph
+from tfprune.graph import Graph, as_graph
 from tfprune.selection import select
 from tfprune.surgery import compact, has_gates, read_masks, strip
 
 
 def prune(
-    model: keras.Model,
+    model: keras.Model | Graph,
     flops_reduction: float = 0.5,
     importance: str | Callable = "magnitude",
     scope: str | Mapping = "global",
-    max_sparsity: float | None = None,
+    max_sparsity: float | Mapping | None = None,
     min_channels: int = 1,
     multiple_of: int = 1,
 ) -> keras.Model:

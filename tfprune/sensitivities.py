@@ -117,7 +117,7 @@ class Sensitivity:
 
 
 def sensitivity(
-    model: keras.Model,
+    model: keras.Model | Graph,
     data,
     sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
     unit: str = "weight",

@@ -96,6 +96,21 @@ def test_bad_widths(make_residual, width):
         tfprune.scale_width(make_residual(4), width)
 
 
+@pytest.mark.parametrize("multiple_of", [4, 8])
+def test_the_width_for_multiples_meets_the_target(make_residual, multiple_of):
+    model = make_residual(16)
+    width = tfprune.width_for(model, 0.4, multiple_of)
+    small = tfprune.scale_width(model, width, multiple_of)
+    assert tfprune.cost(small).macs <= 0.6 * tfprune.cost(model).macs
+
+
+def test_bad_arguments(make_residual):
+    with pytest.raises(ValueError, match="`multiple_of` must be an int of at least 1"):
+        tfprune.scale_width(make_residual(4), 0.5, multiple_of=0)
+    with pytest.raises(ValueError, match="For 50 % pass 0.5"):
+        tfprune.width_for(make_residual(4), 50)
+
+
 def test_bad_models(make_residual):
     with pytest.raises(ValueError, match="has gates"):
         tfprune.scale_width(tfprune.prune_wrap(make_residual(4)), 0.5)

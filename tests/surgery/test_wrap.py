@@ -9,7 +9,7 @@ from keras import layers, ops
 from own import Own, register
 
 import tfprune
-from tfprune.layers import ChannelGate, ChannelMask
+from tfprune.layers import ChannelGate, ChannelMask, RuntimeGate
 from tfprune.surgery import has_gates, set_masks
 
 
@@ -398,6 +398,13 @@ def test_a_second_wrapping_is_refused(wrapped):
 def test_unknown_arguments_list_the_gates_own(make_residual):
     with pytest.raises(ValueError, match="no argument `keep_ratio`"):
         tfprune.prune_wrap(make_residual(8), ChannelGate, keep_ratio=0.5)
+
+
+@pytest.mark.parametrize("wrong", ["keep_ration", "number", "policy"])
+def test_arguments_of_runtime_gates_are_listed_too(make_residual, wrong):
+    own = "keep_ratio, runtime_ratio, block, selection, rectify, agent, .*, groups"
+    with pytest.raises(ValueError, match=f"no argument `{wrong}`.* are: {own}"):
+        tfprune.prune_wrap(make_residual(8), RuntimeGate, **{wrong: 1})
 
 
 def test_unknown_path_is_refused(make_residual):

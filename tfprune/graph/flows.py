@@ -9,8 +9,6 @@ from tfprune.graph.call import Call, Tensor
 from tfprune.graph.literals import is_literal, narrowed, values_of, with_literals
 from tfprune.graph.nodes import tree
 
-TENSOR = Tensor((None, 2))
-
 
 def elementwise(call: Call, *operands, absorbing: bool = False, function=None):
     """Ties the operands' axes under broadcasting.
@@ -128,16 +126,12 @@ def nothing_known(known, *masks):
     return None
 
 
-def keeps_zero(function, *operands) -> bool:
-    """Returns whether `function` is 0 where all its tensors are 0."""
+def keeps_zero(function) -> bool:
+    """Returns whether a function of one tensor is 0 where that is 0."""
     if isinstance(function, keras.layers.Layer) and not function.built:
         return False
-    zero = keras.ops.zeros((1, 2))
-    values = [
-        zero if isinstance(each, Tensor) else each for each in operands or [TENSOR]
-    ]
     try:
-        return not np.any(keras.ops.convert_to_numpy(function(*values)))
+        return not np.any(keras.ops.convert_to_numpy(function(keras.ops.zeros((1, 2)))))
     except Exception:
         # Constants of another width, for instance: nothing is known of the result.
         return False

@@ -45,12 +45,8 @@ __all__ = [
 ]
 
 
-def as_functional(model, reason: str = "it records no graph of layers") -> Functional:
+def as_functional(model) -> Functional:
     """Returns the `Functional` behind a Functional or Sequential model.
-
-    Args:
-        model: the model.
-        reason: what to say of a subclassed model.
 
     Raises:
         ValueError: if `model` is no Keras model, is not built, or is a subclassed
@@ -70,7 +66,7 @@ def as_functional(model, reason: str = "it records no graph of layers") -> Funct
             )
         return model._functional
     if not isinstance(model, Functional):
-        raise not_recorded(model, reason)
+        raise not_recorded(model, "it records no graph of layers")
     return model
 
 

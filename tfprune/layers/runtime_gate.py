@@ -30,6 +30,10 @@ class RuntimeGate(keras.layers.Layer):
     before the convolution runs, a deployed model need not compute what is closed; see
     `tfprune.runtime.deploy`. Here everything is computed and masked.
 
+    `prune_wrap(model, RuntimeGate, ...)` makes the policy and takes, beside the first
+    five arguments, its `agent` (`"gaussian"`, the default, `"groups"`, or None for one
+    ratio everywhere), `per_network` (False) and `groups` (4), see there.
+
     Args:
         keep_ratio: float in (0, 1]. The fraction of channels that stay, without a
             policy. Defaults to 1.

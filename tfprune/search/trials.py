@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
+
+from tfprune.writing import write_aside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +98,8 @@ class SearchResult:
         axes.set(xlabel="trial", ylabel="FLOPs reduction", xticks=list(places))
         axes.set_ylim(-0.05, 1.05)
         axes.legend()
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.new{path.suffix}")
-        figure.savefig(aside)
-        os.replace(aside, path)
+        with write_aside(path, Path(path).suffix, overwrite=True) as aside:
+            figure.savefig(aside)
 
 
 class TrialFile:
@@ -123,6 +122,5 @@ class TrialFile:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         entries = [dataclasses.asdict(trial) for trial in self.trials]
-        aside = self._path.with_suffix(".new")
-        aside.write_text(json.dumps(entries, indent=1))
-        os.replace(aside, self._path)
+        with write_aside(self._path, self._path.suffix, overwrite=True) as aside:
+            aside.write_text(json.dumps(entries, indent=1))

@@ -24,7 +24,7 @@ from tfprune.surgery.wrap import strip, strip_gates
 
 
 def compact(
-    model: keras.Model,
+    model: keras.Model | Graph,
     masks: Mapping | None = None,
     optimize: bool = False,
     fold: bool = False,

@@ -24,7 +24,7 @@ from tfprune.surgery.wrap import strip
 
 
 def apply_masks(
-    model: keras.Model, masks: Mapping, kernels: Mapping | None = None
+    model: keras.Model | Graph, masks: Mapping, kernels: Mapping | None = None
 ) -> keras.Model:
     """Returns a model of the same shapes with every masked channel at zero.
 
@@ -35,8 +35,8 @@ def apply_masks(
     Masks of single weights become `WeightMask`s, which hold them in the same way.
 
     Args:
-        model: Functional, Sequential or subclassed model, with or without gates, or
-            of one, which masks of single weights need; not changed.
+        model: Functional, Sequential or subclassed model, with or without gates, or the
+            `Graph` of one, which masks of single weights need; not changed.
         masks: group name to bool array, True = keep; missing groups stay whole.
         kernels: with masks of single weights, `{group name: array}`: values for kernels
             to take, such as `importances.LOBS().compensated`. Defaults to None.
@@ -146,7 +146,7 @@ def _constraint_attribute(layer, variable) -> str | None:
     return None
 
 
-def read_masks(model: keras.Model) -> Masks:
+def read_masks(model: keras.Model | Graph) -> Masks:
     """Returns the masks a model shows: closed gates, or channels that are all zero.
 
     A channel counts as masked if every layer that reads it gets exact zeros from it,
@@ -194,11 +194,28 @@ def dead_masks(graph: Graph) -> Masks:
 def set_masks(graph: Graph, masks: Mapping) -> None:
     """Writes masks into the gates of the graph's model, in place.
 
-    Only values change, never shapes: this is what callbacks do during `fit`.
+    Only values change, never shapes: this is what callbacks do during `fit`, and what a
+    training loop of one's own calls between its steps.
 
     Args:
-        graph: `Graph` of a model with gates.
+        graph: `Graph` of a model with gates: `Graph(model)` for channels,
+            `Graph(model, unit="weight")` for single weights.
         masks: group name to bool array, True = keep; missing groups are opened.
+
+    Raises:
+        ValueError: if masks belong to another model, or a group is emptied.
+
+    Example:
+
+    ```python
+    gated = tfprune.prune_wrap(model)
+    graph = tfprune.Graph(gated)
+    for epoch, sparsity in enumerate((0.2, 0.4, 0.5)):
+        budget = tfprune.Budget(sparsity=sparsity)
+        tfprune.set_masks(graph, tfprune.select(graph, "magnitude", budget))
+        # ... and the steps of the epoch
+    small = tfprune.compact(gated)
+    ```
     """
     if isinstance(graph, WeightGraph):
         set_weight_masks(graph, masks)

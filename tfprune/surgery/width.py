@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfprune.checks import check_number
+from tfprune.checks import check_integer, check_number
 from tfprune.costs import cost
 from tfprune.graph import Graph, as_graph
 from tfprune.surgery.compact import compact_unverified
@@ -11,7 +11,9 @@ from tfprune.surgery.gates import has_gates
 from tfprune.surgery.rebuild import with_new_weights
 
 
-def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras.Model:
+def scale_width(
+    model: keras.Model | Graph, width: float, multiple_of: int = 1
+) -> keras.Model:
     """Returns the model with a fraction of the channels everywhere, untrained.
 
     Uniform channel scaling: what a pruned model has to beat when it is trained from
@@ -31,7 +33,7 @@ def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras
         A new model, uncompiled.
 
     Raises:
-        ValueError: if `width` lies outside (0, 1] or the model has gates.
+        ValueError: if an argument is out of range or the model has gates.
 
     Source: the multiplier of Howard et al., "MobileNets", 2017, section 3.3.
 
@@ -40,6 +42,7 @@ def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras
     >>> narrow = tfprune.scale_width(keras.applications.ResNet50(weights=None), 0.7)
     """
     check_number("width", width, "(0, 1]", "the fraction of the channels that stay")
+    check_integer("multiple_of", multiple_of, 1)
     graph = as_graph(model)
     if has_gates(graph.model):
         raise ValueError(
@@ -49,26 +52,34 @@ def scale_width(model: keras.Model, width: float, multiple_of: int = 1) -> keras
     return with_new_weights(compact_unverified(graph, masks))
 
 
-def width_for(model: keras.Model, flops_reduction: float) -> float:
+def width_for(
+    model: keras.Model | Graph, flops_reduction: float, multiple_of: int = 1
+) -> float:
     """Returns the largest width with which `scale_width` removes enough FLOPs.
 
     Args:
         model: Functional, Sequential or subclassed model without gates, or its
             `Graph`.
         flops_reduction: float in [0, 1): fraction to remove.
+        multiple_of: int: as `scale_width` will be given.
+
+    Returns:
+        Float in (0, 1].
 
     Raises:
-        ValueError: if even one channel everywhere leaves more.
+        ValueError: if an argument is out of range, or even one channel everywhere leaves more.
 
     Example:
 
     >>> narrow = tfprune.scale_width(model, tfprune.width_for(model, 0.5))
     """
+    check_number("flops_reduction", flops_reduction, "[0, 1)", "the fraction to remove")
+    check_integer("multiple_of", multiple_of, 1)
     graph = as_graph(model)
-    whole = cost(graph).macs
+    most = (1 - flops_reduction) * cost(graph).macs
 
     def is_enough(width: float) -> bool:
-        return 1 - cost(graph, _narrow(graph, width, 1)).macs / whole >= flops_reduction
+        return cost(graph, _narrow(graph, width, multiple_of)).macs <= most
 
     low, high = 1e-9, 1.0
     if not is_enough(low):

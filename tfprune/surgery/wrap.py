@@ -31,6 +31,11 @@ from tfprune.surgery.runtime import wrap_runtime
 from tfprune.surgery.weights import built_copy, wrap_kernels
 
 _UNITS = ("weight", "channel")
+# Arguments of gates that wrapping itself gives them, or that are no names.
+_NOT_FOR_USERS = {
+    *("self", "args", "kwargs", "arguments", "model", "kind", "layers"),
+    *("layer", "mask", "input_masks", "kernels", "policy", "number", "total"),
+}
 
 
 def prune_wrap(
@@ -91,9 +96,9 @@ def prune_wrap(
             f"Model {model.name!r} has gates already, which decide image by image. "
             "Wrap the model that they were put into."
         )
+    _check_arguments(gate, gate_arguments)
     if isinstance(gate, type) and issubclass(gate, RuntimeGate):
         return wrap_runtime(model, gate, layers, **gate_arguments)
-    _check_arguments(gate, gate_arguments)
     # Of other gates `unit` is an argument of their own.
     is_trainable = gate is TrainableMask
     unit = gate_arguments.pop("unit", "weight") if is_trainable else "weight"
@@ -121,8 +126,10 @@ def _check_arguments(gate, arguments: dict) -> None:
             "`gate` must be a gate class or a callable `gate(layer) -> layer`. "
             f"Received: {gate!r}"
         )
-    own = {"self", "layer", "mask", "input_masks", "kernels", "args", "kwargs"}
-    known = [name for name in inspect.signature(gate).parameters if name not in own]
+    known = [*inspect.signature(gate).parameters]
+    if isinstance(gate, type) and issubclass(gate, RuntimeGate):
+        known += inspect.signature(wrap_runtime).parameters
+    known = [name for name in dict.fromkeys(known) if name not in _NOT_FOR_USERS]
     known += ["unit"] * (gate is TrainableMask)
     if gate is TrainableMask and arguments.get("unit", "weight") not in _UNITS:
         raise ValueError(
