@@ -24,6 +24,7 @@ _SUFFIXES = {
 def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
     """Writes a model as an artefact that needs neither tfprune nor the model's code.
 
+    A Keras file is the exception: it needs the code of layers that are not Keras's own.
     Gates are folded away first, so that the artefact is plain TensorFlow. It is
     written beside `path`, loaded again and run on probe inputs, and takes its name
     only when its outputs are those of the model (an ONNX file is run where
