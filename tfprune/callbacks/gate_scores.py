@@ -8,6 +8,7 @@ from keras import ops
 
 from tfprune import training
 from tfprune.importances.members import scores_by_group
+from tfprune.layers.swapping import replaced
 
 
 class GateScores:
@@ -38,7 +39,6 @@ class GateScores:
         """Lets functions that are traced in the context add to the scores."""
         # The only place where gradients are final under loss scaling, `jit_compile`,
         # `steps_per_execution` and on several replicas.
-        own = vars(self._optimizer)
         update_step = self._optimizer.update_step
 
         def scored_step(gradient, variable, learning_rate):
@@ -49,11 +49,8 @@ class GateScores:
                 self._optimizer.assign_add(self._scores[key], ops.abs(product))
             return update_step(gradient, variable, learning_rate)
 
-        own["update_step"] = scored_step
-        try:
+        with replaced(self._optimizer, "update_step", scored_step):
             yield
-        finally:
-            del own["update_step"]
 
     def reset(self):
         for score in self._scores.values():

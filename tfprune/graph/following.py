@@ -19,6 +19,7 @@ from tfprune.graph.nodes import (
     without_defaults,
 )
 from tfprune.graph.remaking import own_initializers
+from tfprune.layers.swapping import replaced
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -221,17 +222,11 @@ def _recording(layer, call: Callable, x) -> Callable:
 @contextlib.contextmanager
 def _replaced(layers, method: str, make: Callable):
     """Gives layers another method, made of the layer and the one it has, for a while."""
-    replaced = []
-    try:
+    with contextlib.ExitStack() as stack:
         for each in layers:
-            own = vars(each)
-            replaced.append((own, own.get(method)))
-            own[method] = make(each, getattr(each, method))
+            function = make(each, getattr(each, method))
+            stack.enter_context(replaced(each, method, function))
         yield
-    finally:
-        for own, before in replaced:
-            del own[method]
-            own.update({} if before is None else {method: before})
 
 
 def _without_defaults(layer):

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfprune.layers import GATED_TYPES, ChannelGate
+from tfprune.layers.swapping import replaced
 from tfprune.losses import loss_of
 
 
@@ -70,13 +71,10 @@ def _recorded(members: list, tape):
         yield outputs
 
 
-@contextlib.contextmanager
 def _hooked(layer, outputs: list, tape):
-    own = vars(layer)
-    fused = isinstance(layer, GATED_TYPES) and "activation" in own
+    fused = isinstance(layer, GATED_TYPES) and "activation" in vars(layer)
     name = "activation" if fused else "call"
     function = getattr(layer, name)
-    before = {name: own[name]} if name in own else {}
 
     def before_activation(x):
         outputs.append(x)
@@ -89,10 +87,4 @@ def _hooked(layer, outputs: list, tape):
         tape.watch(output)
         return output
 
-    # Around the trackers, as in `SwapWrapper`.
-    own[name] = before_activation if fused else call
-    try:
-        yield
-    finally:
-        del own[name]
-        own.update(before)
+    return replaced(layer, name, before_activation if fused else call)

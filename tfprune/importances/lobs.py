@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfprune.checks import check_number
 from tfprune.graph import WeightGraph
 from tfprune.importances.of_weights import OfWeights
+from tfprune.layers.swapping import replaced
 
 
 class LOBS(OfWeights):
@@ -209,20 +210,11 @@ def _inputs_recorded(kernels: dict):
         yield inputs
 
 
-@contextlib.contextmanager
 def _recorded(layer, inputs: list):
-    own = vars(layer)
-    function, before = layer.call, own.get("call")
+    function = layer.call
 
     def call(*args, **kwargs):
         inputs.append(args[0] if args else kwargs["inputs"])
         return function(*args, **kwargs)
 
-    # Around the trackers, as in `SwapWrapper`.
-    own["call"] = call
-    try:
-        yield
-    finally:
-        del own["call"]
-        if before is not None:
-            own["call"] = before
+    return replaced(layer, "call", call)

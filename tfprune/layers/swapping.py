@@ -1,6 +1,7 @@
 """The one mechanism by which gates and masks act inside a layer."""
 
 import abc
+import contextlib
 import functools
 
 import keras
@@ -86,6 +87,27 @@ class SwapWrapper(keras.layers.Wrapper):
 
     def compute_mask(self, *args, **kwargs):
         return self.layer.compute_mask(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def replaced(owner, name: str, value):
+    """Gives an object another attribute or method while the context lasts.
+
+    Writing to its dict goes around Keras's trackers, which would adopt the value.
+
+    Args:
+        owner: layer, metric or optimizer.
+        name: what the attribute is called.
+        value: what it is for the time.
+    """
+    own = vars(owner)
+    before = {name: own[name]} if name in own else {}
+    own[name] = value
+    try:
+        yield
+    finally:
+        del own[name]
+        own.update(before)
 
 
 def in_training() -> bool:
