@@ -91,6 +91,17 @@ def test_what_has_not_decayed_is_told(data):
         remove_passive(model, verbose=0)
 
 
+def test_weights_that_took_turns_are_told(data):
+    model = trained(network(), data, GlobalSparseMomentum(0.01, compression=20), 1)
+    # One and a half times as many as are to stay are large.
+    for kernel in (each.kernel for each in model.layers):
+        size = kernel.numpy().size
+        large = np.arange(size) < 1.5 * size / 20
+        kernel.assign(np.where(large, 1.0, 1e-6).reshape(kernel.shape))
+    with pytest.warns(UserWarning, match="more than Q were active in turns"):
+        remove_passive(model, verbose=0)
+
+
 def test_rankings_of_their_own_and_kernels_left_out(data):
     scope = {"fc1/kernel": 0.9, "logits/*": 0.5}
     model = trained(network(), data, GlobalSparseMomentum(0.01, scope=scope), 1)

@@ -17,6 +17,15 @@ from tfprune.training import inner_optimizer
 _CLEAR_GAP = 10
 # and what goes should be no more than this share of all kernels' Euclidean norm.
 _SMALL_SHARE = 0.1
+_SHORT = (
+    "Train longer, raise `weight_decay` or the learning rate, see "
+    "`GlobalSparseMomentum.decay_budget`, or keep more weights."
+)
+_IN_TURNS = (
+    "Passive weights have decayed, but more than Q were active in turns, as batches "
+    "differ. Take larger batches, keep more weights, or train the result for some "
+    "epochs: its zeros hold."
+)
 
 
 def remove_passive(model, data=None, verbose=1):
@@ -75,8 +84,7 @@ def remove_passive(model, data=None, verbose=1):
             "The weights that go are not all next to nothing, so zeroing may cost "
             f"accuracy: the gap is {gap:.2g} ({_CLEAR_GAP} or more is clear), and they "
             f"are {share:.0%} of the norm ({_SMALL_SHARE:.0%} or less is little). "
-            "Train longer, raise `weight_decay` or the learning rate, see "
-            "`GlobalSparseMomentum.decay_budget`, or keep more weights.",
+            + (_SHORT if gap < _CLEAR_GAP else _IN_TURNS),
             stacklevel=2,
         )
     return sparse

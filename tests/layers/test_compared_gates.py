@@ -293,7 +293,7 @@ def test_cut_weights_learn_on_and_come_back():
 
 def test_what_does_not_fit_is_refused():
     for make, message in (
-        (lambda: HardConcrete(dense(np.eye(2)), droprate=1.0), "`droprate` must lie"),
+        (lambda: HardConcrete(dense(np.eye(2)), drop_rate=1.0), "`drop_rate` must lie"),
         (lambda: HardConcrete(dense(np.eye(2)), strength=-1), "`strength` must be at least 0"),
         (
             lambda: TargetedDropout(dense(np.eye(2)), drop_rate=2),

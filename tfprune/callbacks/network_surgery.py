@@ -29,8 +29,10 @@ class NetworkSurgery(training.PruningCallback):
         c: float, or `{path pattern: float}` where the first that matches counts;
             kernels without a match take 0, which cuts those below the mean. Defaults
             to 1.0.
-        gamma: float. Defaults to 1e-4.
-        power: float. Defaults to 1.0.
+        gamma: float, not negative. How soon refreshing becomes rare, in 1 / steps.
+            Defaults to 1e-4.
+        power: float, not negative. How rare it becomes; 0 refreshes in every step.
+            Defaults to 1.0.
         stop: int (steps) or float (fraction of the run). Defaults to 0.8.
         seed: int. Of the steps at which masks are refreshed. Defaults to 0.
 

@@ -29,7 +29,7 @@ class HardConcrete(KernelGate):
     Args:
         layer: a layer of any type with kernels.
         strength: float. Weight of the penalty, for each gate (λ in the paper).
-        droprate: float in (0, 1). Share of gates that are zero at the start.
+        drop_rate: float in (0, 1). Share of gates that are zero at the start.
         seed: int or None. Of the gates that are drawn, by each layer others.
         kernels: dotted attributes of the kernels to gate. By default all of them.
 
@@ -44,12 +44,12 @@ class HardConcrete(KernelGate):
     """
 
     def __init__(
-        self, layer, strength=1e-4, droprate=0.5, seed=None, kernels=None, **kwargs
+        self, layer, strength=1e-4, drop_rate=0.5, seed=None, kernels=None, **kwargs
     ):
-        check_number("droprate", droprate, "(0, 1)")
+        check_number("drop_rate", drop_rate, "(0, 1)")
         check_number("strength", strength, "[0, inf)")
         self.strength = strength
-        self.droprate = droprate
+        self.drop_rate = drop_rate
         self.seed = seed
         super().__init__(layer, kernels, **kwargs)
 
@@ -64,7 +64,7 @@ class HardConcrete(KernelGate):
                 shape=self._shape(index, kernel),
                 dtype="float32",
                 initializer=keras.initializers.RandomNormal(
-                    math.log(1 / self.droprate - 1), 0.01, seed=seed
+                    math.log(1 / self.drop_rate - 1), 0.01, seed=seed
                 ),
                 regularizer=ExpectedGates(self.strength),
                 constraint=_InRange(),
@@ -107,7 +107,7 @@ class HardConcrete(KernelGate):
         return {
             **super().get_config(),
             "strength": self.strength,
-            "droprate": self.droprate,
+            "drop_rate": self.drop_rate,
             "seed": self.seed,
         }
 
