@@ -67,7 +67,8 @@ def width_for(
         Float in (0, 1].
 
     Raises:
-        ValueError: if an argument is out of range, or even one channel everywhere leaves more.
+        ValueError: if an argument is out of range, or even one channel everywhere
+            leaves more.
 
     Example:
 
