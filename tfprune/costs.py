@@ -119,7 +119,8 @@ def warn_of_uncounted(graph: Graph, budget) -> None:
             "`flops_reduction` is of the multiply-accumulates that are counted, and "
             "those of layers that could not be followed are not: "
             f"{', '.join(left_out[:8])}{', ...' * (len(left_out) > 8)} ({first!r}: "
-            f"{graph.skipped.get(first, 'an operation')}). `params_reduction` counts all weights."
+            f"{graph.skipped.get(first, 'an operation')}). `params_reduction` counts all "
+            "weights."
         )
 
 

@@ -133,8 +133,8 @@ def _check_arguments(graph, budget, threshold, scope) -> None:
         )
     if budget is not None and budget.target is None and not by_fraction:
         raise ValueError(
-            "`budget` needs a target: flops_reduction, params_reduction, sparsity or n_of_m. "
-            f"Received: {budget}"
+            "`budget` needs a target: flops_reduction, params_reduction, sparsity or "
+            f"n_of_m. Received: {budget}"
         )
     if budget is not None and budget.n_of_m is not None and not is_weights:
         raise ValueError(

@@ -12,8 +12,9 @@ class MaskSummaries(keras.callbacks.Callback):
     """Writes what the gates remove to TensorBoard after each epoch, group by group.
 
     For every group it writes `sparsity/<group>`, and `sparsity` for the whole model,
-    over the optimizer's steps, or over batches where another callback has a `part`. What other callbacks log, such as `"flops_reduction"`,
-    is written by `keras.callbacks.TensorBoard`. Needs the package tensorboard.
+    over the optimizer's steps, or over batches where another callback has a `part`. What
+    other callbacks log, such as `"flops_reduction"`, is written by
+    `keras.callbacks.TensorBoard`. Needs the package tensorboard.
 
     Args:
         log_dir: str or `pathlib.Path`. Directory of the logs.
