@@ -4,7 +4,7 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph.call import Call, Tensor
-from tfprune.graph.flows import is_elementwise
+from tfprune.graph.flows import mixed_axes
 from tfprune.graph.registry import register_rule
 from tfprune.layers.kernels import altered_kernel
 
@@ -17,8 +17,9 @@ def einsum_dense(call: Call, x: Tensor):
     terms = spell_out(layer.equation, len(x.shape), len(out.shape))
     result = product_with_kernel(call, x, layer.kernel, terms)
     _bind_bias(call, layer.bias, result)
-    if layer.activation is not None and not is_elementwise(layer.activation):
-        call.lock_all(result, f"mixed by the activation of {call.path!r}")
+    if layer.activation is not None:
+        for axis in mixed_axes(layer.activation, len(result.shape)):
+            call.lock(result.labels[axis], f"mixed by the activation of {call.path!r}")
     given = layer.partial_output_shape
     shape_labels = result.labels[len(result.labels) - len(given) :]
     call.settings = lambda kept: {
