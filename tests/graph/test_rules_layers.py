@@ -196,6 +196,19 @@ def _layer_normalization():
     return between(layers.LayerNormalization(name="norm"))
 
 
+for _name in ("LayerNormalization", "UnitNormalization"):
+
+    def _normalized(kind=getattr(layers, _name)):
+        return between(kind(axis=(1, 2)), layers.ReLU())
+
+    TABLE.add(f"{_name}_over_places", _normalized, "conv", "conv2")
+
+
+@TABLE.row("conv2", keeps=["conv"], skipped=["norm"])
+def _layer_normalization_over_places_and_channels():
+    return between(layers.LayerNormalization(axis=(1, 3), name="norm"))
+
+
 @TABLE.row("conv", "norm", "conv2")
 def _group_normalization():
     return between(layers.GroupNormalization(2, name="norm"))

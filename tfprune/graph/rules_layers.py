@@ -208,8 +208,10 @@ def _scaled(gamma, known):
     layers.UnitNormalization,
 )
 def normalization_across_channels(call: Call, x: Tensor, **kwargs):
+    across = set(np.atleast_1d(call.layer.axis) % len(x.shape))
     for axis in x.labeled_axes:
-        normalize_across(call, x, axis)
+        if axis in across:
+            normalize_across(call, x, axis)
     return Tensor(call.outputs[0].shape, x.labels)
 
 
