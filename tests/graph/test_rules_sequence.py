@@ -151,6 +151,27 @@ def _dot():
     return head(inputs, layers.Dot((2, 2))(pair))
 
 
+@TABLE.row("last", keeps=["rnn"])
+def _recurrent_layer_with_an_activation_that_mixes():
+    inputs = steps()
+    x = layers.SimpleRNN(5, activation="softmax", return_sequences=True, name="rnn")
+    return head(inputs, x(inputs))
+
+
+@TABLE.row("last", keeps=["lstm"])
+def _recurrent_layer_with_gates_that_mix():
+    inputs = steps()
+    x = layers.LSTM(5, recurrent_activation="softmax", name="lstm")(inputs)
+    return head(inputs, x)
+
+
+@TABLE.row("last", keeps=["lstm"])
+def _convolutional_recurrent_layer_with_an_activation_that_mixes():
+    inputs = layers.Input((3, 8, 2))
+    x = layers.ConvLSTM1D(5, 3, activation="softmax", name="lstm")(inputs)
+    return head(inputs, x)
+
+
 @pytest.mark.parametrize("name", TABLE.names)
 def test_row(name):
     TABLE.check(name)
