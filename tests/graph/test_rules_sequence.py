@@ -151,6 +151,20 @@ def _dot():
     return head(inputs, layers.Dot((2, 2))(pair))
 
 
+@TABLE.row("over", "last")
+def _recurrent_layer_on_every_step():
+    inputs = layers.Input((4, 5, 3))
+    x = layers.TimeDistributed(layers.LSTM(6), name="over")(inputs)
+    return head(inputs, x)
+
+
+@TABLE.row("over", "last")
+def _recurrent_layer_of_two_directions_on_every_step():
+    inputs = layers.Input((4, 5, 3))
+    x = layers.Bidirectional(layers.GRU(5))
+    return head(inputs, layers.TimeDistributed(x, name="over")(inputs))
+
+
 @TABLE.row("last", keeps=["rnn"])
 def _recurrent_layer_with_an_activation_that_mixes():
     inputs = steps()

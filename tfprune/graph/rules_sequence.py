@@ -127,17 +127,32 @@ def time_distributed(call: Call, x: Tensor, mask=None):
     terms[num_terms:] = [
         replace(term, constant=term.constant * x.shape[1]) for term in terms[num_terms:]
     ]
-    call.reads = [replace(read, x=x, x_axis=read.x_axis + 1) for read in inner.reads]
+    (result,) = inner.outputs
+    made = _with_steps(result, x.shape[1])
+    # A recurrent layer reads its own outputs too.
+    around = {id(step): x, id(result): made}
+    call.reads = [
+        replace(
+            read,
+            x=around.get(id(read.x)) or _with_steps(read.x, x.shape[1]),
+            x_axis=read.x_axis + 1,
+        )
+        for read in inner.reads
+    ]
     call.constants, call.unequal = inner.constants, inner.unequal
     call.settings = lambda kept: {
         "layer": _with_settings(layer, "layer", settings_of(inner, kept))
     }
-    (result,) = inner.outputs
-    return Tensor(out.shape, (None, None, *result.labels[1:]))
+    return made
 
 
 def _without_step(values: tuple) -> tuple:
     return (values[0], *values[2:])
+
+
+def _with_steps(step: Tensor, size: int) -> Tensor:
+    shape, labels = (None, size, *step.shape[1:]), (None, None, *step.labels[1:])
+    return Tensor(shape, labels)
 
 
 @register_rule(layers.Bidirectional)
