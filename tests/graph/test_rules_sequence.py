@@ -1,8 +1,10 @@
 """Sequences: embeddings with masks, recurrent layers, wrappers, products of tensors."""
 
+import checker
 import keras
 import numpy as np
 import pytest
+from invariants import random_masks
 from keras import layers, ops
 from table import Table
 
@@ -151,6 +153,22 @@ def _dot():
     return head(inputs, layers.Dot((2, 2))(pair))
 
 
+@TABLE.row("query", "value")
+def _additive_attention():
+    inputs = steps()
+    query = layers.BatchNormalization()(layers.Dense(8, name="query")(inputs))
+    key, value = layers.Dense(8)(inputs), layers.Dense(6, name="value")(inputs)
+    return head(inputs, layers.AdditiveAttention()([query, value, key]))
+
+
+@TABLE.row("value", keeps=["query"])
+def _additive_attention_without_a_scale():
+    inputs = steps()
+    query, key = layers.Dense(8, name="query")(inputs), layers.Dense(8)(inputs)
+    value = layers.Dense(6, name="value")(inputs)
+    return head(inputs, layers.AdditiveAttention(use_scale=False)([query, value, key]))
+
+
 @TABLE.row("over", "last")
 def _recurrent_layer_on_every_step():
     inputs = layers.Input((4, 5, 3))
@@ -197,3 +215,19 @@ def test_heads_of_attention_go_together():
     small = tfprune.compact(graph, masks)
     shapes = [small.get_layer(x).kernel.shape for x in ("query", "key", "value")]
     assert shapes == [(4, 3, 4)] * 3
+
+
+
+def test_what_additive_attention_compares_is_alive_on_either_side():
+    """The tanh of a sum: of zero and of something else is not zero."""
+    inputs = steps()
+    query, key = layers.Dense(8, name="query")(inputs), layers.Dense(8, name="key")
+    x = layers.AdditiveAttention()([query, layers.Dense(6)(inputs), key(inputs)])
+    model = checker.randomize(head(inputs, x))
+    for name in ("query", "key"):
+        layer = model.get_layer(name)
+        values = layer.get_weights()
+        layer.set_weights([each * (np.arange(8) > 3) for each in values])
+        assert tfprune.read_masks(model)["query"].all()
+        tfprune.compact(model)
+        layer.set_weights(values)

@@ -224,16 +224,15 @@ def additive_attention(call: Call, inputs, **kwargs):
     if len(call.outputs) != 1:
         return None
     _keep_places(call, query, value, key)
-    if call.layer.use_scale:
-        call.tie(query.labels[-1], key.labels[-1])
-        call.read(call.layer.scale, 0, query, -1)
-    else:
-        for x in (query, key):
+    for x in (query, key):
+        if call.layer.use_scale:
+            # What the scale meets is the tanh of a sum: one may be zero, the other not.
+            call.read(call.layer.scale, 0, x, -1, adds_up=False)
+        else:
             call.lock(x.labels[-1], f"compared in {call.path!r}")
-    call.count_product(
-        [(query.shape[1], None), (value.shape[1], None)]
-        + [(value.shape[-1], value.labels[-1])]
-    )
+    places = [(query.shape[1], None), (value.shape[1], None)]
+    call.count_product([*places, (query.shape[-1], query.labels[-1])])
+    call.count_product([*places, (value.shape[-1], value.labels[-1])])
     return call.outputs[0].with_labels({-1: value.labels[-1]})
 
 
