@@ -204,6 +204,38 @@ def _convolutional_recurrent_layer_with_an_activation_that_mixes():
     return head(inputs, x)
 
 
+ATTENTIONS = {
+    "heads": lambda **given: layers.MultiHeadAttention(4, 4, name="attention", **given),
+    "groups": lambda: layers.GroupQueryAttention(4, 4, 2, name="attention"),
+}
+
+
+def _attended(layer, **given):
+    inputs = steps()
+    x = layers.Dense(8, "relu", name="dense")(inputs)
+    x = layer(x, x, **given)
+    return head(inputs, layers.Reshape((6, -1))(x))
+
+
+for _kind in ATTENTIONS:
+
+    def _mask_of_all_heads(kind=_kind):
+        mask = np.tril(np.ones((1, 1, 6, 6), bool))
+        return _attended(ATTENTIONS[kind](), attention_mask=mask)
+
+    def _mask_of_each_head(kind=_kind):
+        mask = np.random.default_rng(0).uniform(size=(1, 4, 6, 6)) < 0.7
+        return _attended(ATTENTIONS[kind](), attention_mask=mask)
+
+    TABLE.add(f"{_kind}_that_share_a_mask", _mask_of_all_heads, "dense", "last")
+    TABLE.add(f"{_kind}_with_a_mask_each", _mask_of_each_head, "dense", "last")
+
+
+@TABLE.row("last", keeps=["dense", "attention"], skipped=["attention"])
+def _attention_with_features_on_two_axes():
+    return _attended(ATTENTIONS["heads"](output_shape=(4, 6)))
+
+
 @pytest.mark.parametrize("name", TABLE.names)
 def test_row(name):
     TABLE.check(name)
@@ -216,6 +248,16 @@ def test_heads_of_attention_go_together():
     shapes = [small.get_layer(x).kernel.shape for x in ("query", "key", "value")]
     assert shapes == [(4, 3, 4)] * 3
 
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_heads_go_where_they_have_one_mask(kind):
+    name = f"{kind}_that_share_a_mask"
+    build = {k: v[0] for k, v in TABLE._rows.items()}
+    free, kept = (
+        tfprune.Graph(build[each]()) for each in (name, f"{kind}_with_a_mask_each")
+    )
+    own = {group.name for group in free.groups} - {group.name for group in kept.groups}
+    assert own
 
 
 def test_what_additive_attention_compares_is_alive_on_either_side():
@@ -231,3 +273,25 @@ def test_what_additive_attention_compares_is_alive_on_either_side():
         assert tfprune.read_masks(model)["query"].all()
         tfprune.compact(model)
         layer.set_weights(values)
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize("alter", ["lora", "int8"])
+def test_attention_with_other_kernels_stays_whole(kind, alter):
+    model = _attended(ATTENTIONS[kind]())
+    attention = model.get_layer("attention")
+    if alter == "lora":
+        for dense in (attention._query_dense, attention._value_dense):
+            dense.enable_lora(2)
+    else:
+        attention._query_dense.quantize("int8")
+        attention._output_dense.quantize("int8")
+    checker.randomize(model)
+    graph = tfprune.Graph(model)
+    assert "attention" in graph.skipped
+    for masks in ({}, random_masks(graph)):
+        small = tfprune.compact(graph, masks)
+        masked = tfprune.apply_masks(graph, masks)
+        x = checker.make_inputs(model)
+        np.testing.assert_allclose(small(x), masked(x), atol=1e-5)
+    assert small.get_layer("last").units < 7
