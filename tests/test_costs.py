@@ -17,6 +17,10 @@ def macs_of(shape, layer) -> int:
     return tfprune.cost(keras.Model(inputs, layer(inputs))).macs
 
 
+def _of_itself(attention):
+    return lambda x: attention([x, x])
+
+
 BY_HAND = {
     "dense": ((3,), lambda: layers.Dense(4), 3 * 4),
     "dense_sequence": ((5, 3), lambda: layers.Dense(4), 5 * 3 * 4),
@@ -51,6 +55,12 @@ BY_HAND = {
         16 * 9 * 3 * 5,
     ),
     "transposed_1d": ((4, 3), lambda: layers.Conv1DTranspose(5, 3), 4 * 3 * 3 * 5),
+    "attention": ((7, 5), lambda: _of_itself(layers.Attention()), 7 * 7 * (5 + 5)),
+    "additive_attention": (
+        (7, 5),
+        lambda: _of_itself(layers.AdditiveAttention()),
+        7 * 7 * (5 + 5),
+    ),
     "embedding": ((4,), lambda: layers.Embedding(10, 5), 0),
     "normalization": ((4, 4, 3), lambda: layers.BatchNormalization(), 0),
     "pooling": ((4, 4, 3), lambda: layers.MaxPooling2D(2), 0),

@@ -128,6 +128,69 @@ def test_other_sums_stay_coupled():
     check(model, graph, half(graph))
 
 
+BRANCHES = {
+    "activated": (lambda x: layers.Dense(8, "sigmoid", name="own")(x), False),
+    "activated_later": (
+        lambda x: layers.Activation("sigmoid")(layers.Dense(8, name="own")(x)),
+        False,
+    ),
+    "shifted": (
+        lambda x: layers.Rescaling(1.0, 0.5)(layers.Dense(8, name="own")(x)),
+        False,
+    ),
+    "shifted_back": (lambda x: layers.Dense(8, name="own")(x) + 0.5 - 0.5, True),
+    "normalized": (
+        lambda x: layers.BatchNormalization()(
+            layers.Dense(8, "exponential", name="own")(x)
+        ),
+        True,
+    ),
+    "normalized_without_a_scale": (
+        lambda x: layers.BatchNormalization(scale=False)(
+            layers.Dense(8, "sigmoid", name="own")(x)
+        ),
+        False,
+    ),
+    "scaled": (
+        lambda x: layers.Dense(8, name="own")(x) * layers.Dense(8, "sigmoid")(x),
+        True,
+    ),
+    "joined": (
+        lambda x: layers.Concatenate()(
+            [layers.Dense(3, name="own")(x), layers.Dense(5, "sigmoid")(x)]
+        ),
+        True,
+    ),
+    "recurrent": (lambda x: layers.GRU(8, name="own")(x[:, None]), True),
+    "recurrent_and_activated": (
+        lambda x: layers.GRU(8, "sigmoid", name="own")(x[:, None]),
+        False,
+    ),
+    "wrapped_and_activated": (
+        lambda x: layers.Flatten()(
+            layers.TimeDistributed(layers.Dense(8, "sigmoid"), name="own")(x[:, None])
+        ),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BRANCHES)
+def test_branches_lose_what_is_zero_when_masked(case):
+    branch, loses = BRANCHES[case]
+    inputs = layers.Input((6,))
+    x = layers.Dense(12, "relu", name="stem")(inputs)
+    x = layers.Add(name="sum")([layers.Dense(8, name="plain")(x), branch(x)])
+    outputs = layers.Dense(3, name="logits")(layers.ReLU()(x))
+    model = checker.randomize(keras.Model(inputs, outputs))
+    graph = Graph(model, residual="independent")
+    names = {group.name for group in graph.groups}
+    assert {"stem", "plain"} <= names and ("own" in names) is loses
+    check(model, graph, half(graph))
+    if not loses:
+        assert "'sum', where masking it may not leave 0" in graph.locked["own"]
+
+
 def test_nothing_is_dead_that_is_added(model):
     graph = Graph(model, residual="independent")
     small = tfprune.compact(graph)

@@ -196,6 +196,19 @@ def _layer_normalization():
     return between(layers.LayerNormalization(name="norm"))
 
 
+for _name in ("LayerNormalization", "UnitNormalization"):
+
+    def _normalized(kind=getattr(layers, _name)):
+        return between(kind(axis=(1, 2)), layers.ReLU())
+
+    TABLE.add(f"{_name}_over_places", _normalized, "conv", "conv2")
+
+
+@TABLE.row("conv2", keeps=["conv"], skipped=["norm"])
+def _layer_normalization_over_places_and_channels():
+    return between(layers.LayerNormalization(axis=(1, 3), name="norm"))
+
+
 @TABLE.row("conv", "norm", "conv2")
 def _group_normalization():
     return between(layers.GroupNormalization(2, name="norm"))
@@ -253,6 +266,50 @@ def _activation_lambda_mixing():
     inputs = image()
     x = conv(inputs, activation=lambda x: x - keras.ops.mean(x, -1, keepdims=True))
     return head(inputs, conv(x, 6, "conv2"))
+
+
+def _channels_on_axis_1(*middle, channels=8):
+    """made - channels to axis 1 - the layers in between - flatten - last - logits."""
+    inputs = layers.Input((6, 5))
+    x = layers.Dense(channels, name="made")(inputs)
+    x = layers.Permute((2, 1))(x)
+    for layer in middle:
+        x = layer(x)
+    x = layers.Dense(7, "relu", name="last")(layers.Flatten()(x))
+    return keras.Model(inputs, layers.Dense(3, name="logits")(x))
+
+
+def _softmax_over_axis_1(x):
+    return keras.ops.softmax(x, axis=1)
+
+
+@TABLE.row("last", keeps=["made"])
+def _activation_that_mixes_axis_1():
+    return _channels_on_axis_1(layers.Activation(_softmax_over_axis_1))
+
+
+@TABLE.row("last", keeps=["made"])
+def _fused_activation_that_mixes_axis_1():
+    return _channels_on_axis_1(layers.Dense(4, _softmax_over_axis_1))
+
+
+@TABLE.row("last", keeps=["made"])
+def _einsum_whose_activation_mixes_axis_1():
+    layer = layers.EinsumDense("abc,cd->abd", (8, 4), _softmax_over_axis_1)
+    return _channels_on_axis_1(layer)
+
+
+@TABLE.row("last", keeps=["made"])
+def _fused_activation_that_mixes_axis_1_of_two():
+    inputs = layers.Input((5,))
+    x = layers.Dense(8, _softmax_over_axis_1, name="made")(inputs)
+    x = layers.Dense(7, "relu", name="last")(x)
+    return keras.Model(inputs, layers.Dense(3, name="logits")(x))
+
+
+@TABLE.row("conv", "conv2")
+def _activation_that_mixes_places():
+    return between(layers.Activation(_softmax_over_axis_1))
 
 
 @TABLE.row(keeps=["conv"])

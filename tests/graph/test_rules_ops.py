@@ -1,5 +1,6 @@
 """Several tensors meet: sums, products, concatenations, shortcuts."""
 
+import numpy as np
 import pytest
 from keras import layers, ops
 from table import Table, conv, head, image
@@ -179,6 +180,28 @@ def _shortcut_pads_channels_with_a_layer():
     y = conv(x, 8, "b")
     pad = layers.Lambda(lambda x: ops.pad(x, ((0, 0),) * 3 + ((2, 2),)), name="pad")
     return head(inputs, conv(layers.Add()([pad(x), y]), 6, "c"))
+
+
+@TABLE.row("conv", "bn")
+def _largest_and_smallest_with_a_first_value():
+    inputs = image()
+    x = layers.BatchNormalization(name="bn")(conv(inputs, 12))
+    x = ops.max(x, (1, 2), initial=0.5) - ops.min(x, (1, 2), initial=-0.5)
+    return head(inputs, x[:, None, None])
+
+
+@TABLE.row("conv2", keeps=["conv"])
+def _limits_of_each_channel():
+    inputs = image()
+    high = np.linspace(0.1, 1, 8).astype("float32")
+    x = ops.clip(conv(inputs, 8), -high, high)
+    return head(inputs, conv(x, 6, "conv2"))
+
+
+@TABLE.row("conv", "conv2")
+def _limits_of_all_channels():
+    inputs = image()
+    return head(inputs, conv(ops.clip(conv(inputs, 8), 0.1, 2), 6, "conv2"))
 
 
 @pytest.mark.parametrize("name", TABLE.names)

@@ -1,8 +1,10 @@
 """Sequences: embeddings with masks, recurrent layers, wrappers, products of tensors."""
 
+import checker
 import keras
 import numpy as np
 import pytest
+from invariants import random_masks
 from keras import layers, ops
 from table import Table
 
@@ -151,6 +153,89 @@ def _dot():
     return head(inputs, layers.Dot((2, 2))(pair))
 
 
+@TABLE.row("query", "value")
+def _additive_attention():
+    inputs = steps()
+    query = layers.BatchNormalization()(layers.Dense(8, name="query")(inputs))
+    key, value = layers.Dense(8)(inputs), layers.Dense(6, name="value")(inputs)
+    return head(inputs, layers.AdditiveAttention()([query, value, key]))
+
+
+@TABLE.row("value", keeps=["query"])
+def _additive_attention_without_a_scale():
+    inputs = steps()
+    query, key = layers.Dense(8, name="query")(inputs), layers.Dense(8)(inputs)
+    value = layers.Dense(6, name="value")(inputs)
+    return head(inputs, layers.AdditiveAttention(use_scale=False)([query, value, key]))
+
+
+@TABLE.row("over", "last")
+def _recurrent_layer_on_every_step():
+    inputs = layers.Input((4, 5, 3))
+    x = layers.TimeDistributed(layers.LSTM(6), name="over")(inputs)
+    return head(inputs, x)
+
+
+@TABLE.row("over", "last")
+def _recurrent_layer_of_two_directions_on_every_step():
+    inputs = layers.Input((4, 5, 3))
+    x = layers.Bidirectional(layers.GRU(5))
+    return head(inputs, layers.TimeDistributed(x, name="over")(inputs))
+
+
+@TABLE.row("last", keeps=["rnn"])
+def _recurrent_layer_with_an_activation_that_mixes():
+    inputs = steps()
+    x = layers.SimpleRNN(5, activation="softmax", return_sequences=True, name="rnn")
+    return head(inputs, x(inputs))
+
+
+@TABLE.row("last", keeps=["lstm"])
+def _recurrent_layer_with_gates_that_mix():
+    inputs = steps()
+    x = layers.LSTM(5, recurrent_activation="softmax", name="lstm")(inputs)
+    return head(inputs, x)
+
+
+@TABLE.row("last", keeps=["lstm"])
+def _convolutional_recurrent_layer_with_an_activation_that_mixes():
+    inputs = layers.Input((3, 8, 2))
+    x = layers.ConvLSTM1D(5, 3, activation="softmax", name="lstm")(inputs)
+    return head(inputs, x)
+
+
+ATTENTIONS = {
+    "heads": lambda **given: layers.MultiHeadAttention(4, 4, name="attention", **given),
+    "groups": lambda: layers.GroupQueryAttention(4, 4, 2, name="attention"),
+}
+
+
+def _attended(layer, **given):
+    inputs = steps()
+    x = layers.Dense(8, "relu", name="dense")(inputs)
+    x = layer(x, x, **given)
+    return head(inputs, layers.Reshape((6, -1))(x))
+
+
+for _kind in ATTENTIONS:
+
+    def _mask_of_all_heads(kind=_kind):
+        mask = np.tril(np.ones((1, 1, 6, 6), bool))
+        return _attended(ATTENTIONS[kind](), attention_mask=mask)
+
+    def _mask_of_each_head(kind=_kind):
+        mask = np.random.default_rng(0).uniform(size=(1, 4, 6, 6)) < 0.7
+        return _attended(ATTENTIONS[kind](), attention_mask=mask)
+
+    TABLE.add(f"{_kind}_that_share_a_mask", _mask_of_all_heads, "dense", "last")
+    TABLE.add(f"{_kind}_with_a_mask_each", _mask_of_each_head, "dense", "last")
+
+
+@TABLE.row("last", keeps=["dense", "attention"], skipped=["attention"])
+def _attention_with_features_on_two_axes():
+    return _attended(ATTENTIONS["heads"](output_shape=(4, 6)))
+
+
 @pytest.mark.parametrize("name", TABLE.names)
 def test_row(name):
     TABLE.check(name)
@@ -162,3 +247,51 @@ def test_heads_of_attention_go_together():
     small = tfprune.compact(graph, masks)
     shapes = [small.get_layer(x).kernel.shape for x in ("query", "key", "value")]
     assert shapes == [(4, 3, 4)] * 3
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_heads_go_where_they_have_one_mask(kind):
+    name = f"{kind}_that_share_a_mask"
+    build = {k: v[0] for k, v in TABLE._rows.items()}
+    free, kept = (
+        tfprune.Graph(build[each]()) for each in (name, f"{kind}_with_a_mask_each")
+    )
+    own = {group.name for group in free.groups} - {group.name for group in kept.groups}
+    assert own
+
+
+def test_what_additive_attention_compares_is_alive_on_either_side():
+    """The tanh of a sum: of zero and of something else is not zero."""
+    inputs = steps()
+    query, key = layers.Dense(8, name="query")(inputs), layers.Dense(8, name="key")
+    x = layers.AdditiveAttention()([query, layers.Dense(6)(inputs), key(inputs)])
+    model = checker.randomize(head(inputs, x))
+    for name in ("query", "key"):
+        layer = model.get_layer(name)
+        values = layer.get_weights()
+        layer.set_weights([each * (np.arange(8) > 3) for each in values])
+        assert tfprune.read_masks(model)["query"].all()
+        tfprune.compact(model)
+        layer.set_weights(values)
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize("alter", ["lora", "int8"])
+def test_attention_with_other_kernels_stays_whole(kind, alter):
+    model = _attended(ATTENTIONS[kind]())
+    attention = model.get_layer("attention")
+    if alter == "lora":
+        for dense in (attention._query_dense, attention._value_dense):
+            dense.enable_lora(2)
+    else:
+        attention._query_dense.quantize("int8")
+        attention._output_dense.quantize("int8")
+    checker.randomize(model)
+    graph = tfprune.Graph(model)
+    assert "attention" in graph.skipped
+    for masks in ({}, random_masks(graph)):
+        small = tfprune.compact(graph, masks)
+        masked = tfprune.apply_masks(graph, masks)
+        x = checker.make_inputs(model)
+        np.testing.assert_allclose(small(x), masked(x), atol=1e-5)
+    assert small.get_layer("last").units < 7

@@ -3,6 +3,7 @@
 import checker
 import keras
 import numpy as np
+import pytest
 from builders import block, check, conv, head, image
 from invariants import check_all, fingerprint, random_masks
 from keras import layers, ops
@@ -73,6 +74,21 @@ def test_nested_model_with_dicts_inside_and_out():
     x = layers.Concatenate()([outputs["y"], outputs["x"]])
     model = keras.Model([one, two], head(conv(6, "conv")(x)))
     check(model, "nested/left", "nested/right", "conv")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_nested_model_of_a_list_called_with_a_dict(beside):
+    a, b = layers.Input((6,), name="z"), layers.Input((7,), name="a")
+    x, y = layers.Dense(8, name="left")(a), layers.Dense(5, name="right")(b)
+    nested = keras.Model([a, b], layers.Concatenate()([x, y]), name="nested")
+    inputs = layers.Input((4,))
+    one = layers.Dense(6, "relu", name="one")(inputs)
+    given = {"z": one, "a": layers.Dense(7, "relu", name="two")(inputs)}
+    x = nested(given | {"m": one} if beside else given)
+    model = keras.Model(inputs, layers.Dense(3, name="logits")(x))
+    graph, masks, small = check(model, "one", "two", "nested/left", "nested/right")
+    left = small.get_layer("nested").get_layer("left")
+    assert left.kernel.shape[0] == masks["one"].sum()
 
 
 def test_nested_model_called_with_training_false():

@@ -68,6 +68,23 @@ def test_samples_count_on_their_own_scale(model):
     assert certify(expected, expected + 1e-7, model) == pytest.approx(1e-4)
 
 
+def test_words_are_the_same_or_not(model):
+    words = tf.constant([["a", "b"], ["b", "b"]])
+    assert certify(words, tf.identity(words), model) == 0
+    for other in ([["a", "b"], ["b", "c"]], [["a"], ["b"]]):
+        with pytest.raises(ValueError, match="does not compute what the old one does"):
+            certify(words, tf.constant(other), model)
+
+
+def test_model_that_answers_in_words():
+    inputs = keras.Input((6,))
+    x = layers.Dense(4)(layers.Dense(16, name="hidden")(inputs))
+    names = layers.StringLookup(vocabulary=[*"abcd"], num_oov_indices=0, invert=True)
+    model = keras.Model(inputs, [names(keras.ops.argmax(x, axis=-1)), x])
+    small = tfprune.compact(model, {"hidden": np.arange(16) > 0})
+    assert small.get_layer("hidden").units == 15
+
+
 LOW = ("mixed_float16", "mixed_bfloat16")
 
 

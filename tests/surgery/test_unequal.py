@@ -6,7 +6,7 @@ import checker
 import keras
 import numpy as np
 import pytest
-from invariants import check_costs, random_masks
+from invariants import check_all, check_costs, random_masks
 from keras import layers
 
 import tfprune
@@ -74,6 +74,17 @@ def test_statistics_are_those_of_the_channels_that_are_left():
     y = y * norm.gamma.numpy()[keep] + norm.beta.numpy()[keep]
     expected = y @ logits.kernel.numpy()[keep] + logits.bias.numpy()
     assert np.allclose(small(probe), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_normalization_over_steps_is_no_case_for_it():
+    inputs = keras.Input((6, 5))
+    x = layers.Dense(8, name="stream")(inputs)
+    x = layers.LayerNormalization(axis=1, name="norm")(x)
+    model = checker.randomize(keras.Model(inputs, layers.Dense(3)(x)))
+    graph = tfprune.Graph(model, normalization="prune")
+    assert not graph.unequal and not graph.skipped
+    assert [group.name for group in graph.groups] == ["stream"]
+    check_all(model)
 
 
 def test_the_certificate_still_sees_a_wrong_slice(monkeypatch):

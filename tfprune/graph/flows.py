@@ -137,14 +137,32 @@ def keeps_zero(function) -> bool:
         return False
 
 
+def is_elementwise(function, rank: int = 3) -> bool:
+    """Returns whether a function of one tensor treats each entry by itself."""
+    return not mixed_axes(function, rank)
+
+
 @functools.lru_cache(maxsize=256)
-def is_elementwise(function) -> bool:
-    """Returns whether a function of one tensor treats each channel by itself."""
+def mixed_axes(function, rank: int) -> tuple[int, ...]:
+    """Returns the axes along which a function does not treat each index by itself.
+
+    Args:
+        function: function of one tensor.
+        rank: number of axes of the tensor; the first, of the batch, is left out.
+    """
+    axes = tuple(range(1, rank))
     is_layer = isinstance(function, keras.layers.Layer)
     if is_layer and (function.weights or not function.built):
         # Its weights lie along the channels, and trying it out would build it.
-        return False
-    return _commutes(function, [(2, 3, 8)], axis=2) == 2
+        return axes
+    # Vector instructions round otherwise than those for what is left over, and of a
+    # batch of 16 nothing is.
+    shapes = [(16, *(8 if a == axis else 3 for a in axes)) for axis in axes]
+    return tuple(
+        axis
+        for axis, shape in zip(axes, shapes, strict=True)
+        if _commutes(function, [shape], axis) != axis
+    )
 
 
 def channelwise(

@@ -1,12 +1,14 @@
 """Sums whose parts lose channels of their own: `Graph(residual="independent")`."""
 
+import keras
 import numpy as np
 from keras import ops
 
 from tfprune.graph.call import Call, Tensor
-from tfprune.graph.flows import constants_of
+from tfprune.graph.flows import constants_of, keeps_zero, only_zeros
 from tfprune.graph.following import is_symbolic
-from tfprune.graph.nodes import tree
+from tfprune.graph.nodes import flatten_layers, tree
+from tfprune.layers.kernels import is_kernel
 
 
 def is_join(call: Call, operands) -> bool:
@@ -35,8 +37,13 @@ def join(call: Call, operands, function) -> Tensor:
     out = call.outputs[0]
     labeled = [each for each in operands if each.channel_axis is not None]
     axis = labeled[0].channel_axis
+    made_by = {id(x): other for other in call.trace.calls for x in other.outputs}
     for each in labeled:
         call.use(each, axis)
+        values = _when_masked(each, made_by)
+        stays = np.ones(out.shape[axis], bool) if values is None else values != 0
+        reason = f"added up in {call.path!r}, where masking it may not leave 0"
+        call.lock(each.labels[axis][stays], reason)
     made = call.new_labels(out.shape[axis])
     call.lock(made, "a sum of branches that are pruned on their own (`residual=`)")
     result = Tensor(out.shape).with_labels({axis: made})
@@ -49,6 +56,36 @@ def join(call: Call, operands, function) -> Tensor:
         spread(kept), args, kwargs, operands
     )
     return result
+
+
+def _when_masked(x: Tensor, made_by: dict):
+    """Returns what channels are once they are masked; NaN or None where unknown.
+
+    Args:
+        x: the tensor.
+        made_by: `{id(tensor): call}` of all calls so far.
+    """
+    call = made_by.get(id(x))
+    if call is None or call.unequal or x.channel_axis is None:
+        return None
+    weights = getattr(call.layer, "weights", ())
+    scales = [v for v in weights if is_kernel(v) or v.name == "gamma"]
+    is_first = not any(each.labeled_axes for each in call.inputs)
+    if is_first or scales or call.reads:
+        # Weights made the channels, or all that comes in is multiplied by some.
+        zeros = np.zeros(x.shape[x.channel_axis])
+        return zeros if all(map(keeps_zero, _activations(call.layer))) else None
+    known = [_when_masked(each, made_by) for each in call.inputs]
+    if weights:
+        # All of them are zero, not what they are now.
+        return only_zeros(known[0])
+    return None if call.constants is None else call.constants(*known)
+
+
+def _activations(layer) -> list:
+    parts = flatten_layers(layer) if isinstance(layer, keras.layers.Layer) else ()
+    own = [vars(part).get("activation") for part in parts]
+    return [each for each in own if each is not None]
 
 
 def _map_tensors(function, args, kwargs, operands):

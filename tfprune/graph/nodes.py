@@ -29,6 +29,7 @@ __all__ = [
     "input_layer_of",
     "input_masks",
     "input_structure",
+    "inputs_in_order",
     "inside_call",
     "is_recorded",
     "known_call",
@@ -119,6 +120,17 @@ def nodes_in_order(functional: Functional) -> list:
 def fill_in(node, tensors: dict):
     """Returns `(args, kwargs)` of a node with `tensors[id(keras_tensor)]` put in."""
     return node.arguments.fill_in(tensors)
+
+
+def inputs_in_order(functional: Functional, inputs) -> list:
+    """Returns what a model is called on, in the order of its own inputs.
+
+    As Keras does: a dict may name the inputs of a model of a list, and more than these.
+    """
+    own = functional._inputs_struct
+    if isinstance(inputs, dict) and not isinstance(own, dict):
+        inputs = [inputs[each.name] for each in tree.flatten(own)]
+    return tree.flatten(inputs)
 
 
 def recorded_arguments(node) -> tuple[tuple, dict]:

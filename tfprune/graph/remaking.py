@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from tfprune.graph.nodes import Operation, tree
+from tfprune.graph.nodes import Operation, flatten_layers, tree
 
 _NOT_SHARED = (keras.layers.Layer, keras.Variable)
 _LOOKUPS = (
@@ -84,6 +84,26 @@ def _from_attributes(layer, settings: dict, error: Exception):
             f"{kind.__name__} a `get_config` with all of its constructor arguments, so "
             f"that `{kind.__name__}.from_config(layer.get_config())` works."
         ) from error
+
+
+def alter_kernels(old, new) -> None:
+    """Quantizes layers in a built copy, and enables LoRA in them, as in the original.
+
+    The config of a layer made of others, such as an attention, says neither.
+
+    Args:
+        old: layer or operation.
+        new: its copy.
+    """
+    if not isinstance(old, keras.layers.Layer):
+        return
+    for part, twin in zip(flatten_layers(old), flatten_layers(new), strict=False):
+        mode = getattr(part, "quantization_mode", None)
+        if mode is not None and getattr(twin, "quantization_mode", mode) is None:
+            twin.quantize(mode, config=part.quantization_config)
+        has_lora = getattr(part, "lora_enabled", False)
+        if has_lora and not getattr(twin, "lora_enabled", True):
+            twin.enable_lora(part.lora_rank, lora_alpha=part.lora_alpha)
 
 
 def own_initializers(layer) -> dict:

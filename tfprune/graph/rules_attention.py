@@ -4,7 +4,7 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph.call import Call, Tensor
-from tfprune.graph.flows import is_elementwise
+from tfprune.graph.flows import mixed_axes
 from tfprune.graph.registry import register_rule
 from tfprune.layers.kernels import altered_kernel
 
@@ -17,8 +17,9 @@ def einsum_dense(call: Call, x: Tensor):
     terms = spell_out(layer.equation, len(x.shape), len(out.shape))
     result = product_with_kernel(call, x, layer.kernel, terms)
     _bind_bias(call, layer.bias, result)
-    if layer.activation is not None and not is_elementwise(layer.activation):
-        call.lock_all(result, f"mixed by the activation of {call.path!r}")
+    if layer.activation is not None:
+        for axis in mixed_axes(layer.activation, len(result.shape)):
+            call.lock(result.labels[axis], f"mixed by the activation of {call.path!r}")
     given = layer.partial_output_shape
     shape_labels = result.labels[len(result.labels) - len(given) :]
     call.settings = lambda kept: {
@@ -94,13 +95,17 @@ def _bind_bias(call: Call, bias, out: Tensor) -> None:
 def multi_head_attention(call: Call, query: Tensor, value: Tensor, key=None, **kwargs):
     """Heads and the size of values may go; the key size is part of a fixed scale."""
     layer = call.layer
-    if not _is_plain_attention(layer, kwargs) or len(query.shape) != 3:
+    if not _is_plain_attention(layer, layer._use_gate, kwargs) or len(query.shape) != 3:
+        return None
+    if len(layer._output_dense.kernel.shape) != 3:
+        # Features on several axes, as its `output_shape` says.
         return None
     key = value if key is None else key
     _keep_places(call, query, value, key)
     sources = [(layer._query_dense, query), (layer._key_dense, key)]
     sources += [(layer._value_dense, value)]
     heads = call.make(layer._query_dense.kernel, 1)
+    _keep_masked_heads(call, heads, kwargs.get("attention_mask"))
     sizes = call.make(layer._value_dense.kernel, 2)
     for dense, x in sources:
         call.read(dense.kernel, 0, x, -1)
@@ -125,12 +130,17 @@ def _keep_places(call: Call, *tensors: Tensor) -> None:
         call.lock_all(x, f"a place in {call.path!r}", but=len(x.shape) - 1)
 
 
-def _is_plain_attention(layer, kwargs: dict) -> bool:
+def _is_plain_attention(layer, has_gate: bool, kwargs: dict) -> bool:
     return not (
-        kwargs.get("return_attention_scores")
-        or layer._use_gate
-        or altered_kernel(layer)
+        kwargs.get("return_attention_scores") or has_gate or altered_kernel(layer)
     )
+
+
+def _keep_masked_heads(call: Call, heads, attention_mask) -> None:
+    """Keeps heads that have a mask each: it would have to lose some as well."""
+    shape = getattr(attention_mask, "shape", ())
+    if len(shape) == 4 and shape[1] != 1:
+        call.lock(heads, f"masked one by one in {call.path!r}")
 
 
 def _attention_output(call: Call, dense, heads, sizes):
@@ -167,12 +177,13 @@ def grouped_query_attention(
 ):
     """A key/value head goes with all query heads that use it."""
     layer = call.layer
-    if kwargs.get("return_attention_scores") or layer.use_gate:
+    if not _is_plain_attention(layer, layer.use_gate, kwargs):
         return None
     key = value if key is None else key
     _keep_places(call, query, value, key)
     groups = call.make(layer._key_dense.kernel, 1)
     heads = None if groups is None else np.repeat(groups, layer.num_repeats)
+    _keep_masked_heads(call, groups, kwargs.get("attention_mask"))
     sources = [
         (layer._query_dense, query, heads),
         (layer._key_dense, key, groups),
@@ -223,16 +234,15 @@ def additive_attention(call: Call, inputs, **kwargs):
     if len(call.outputs) != 1:
         return None
     _keep_places(call, query, value, key)
-    if call.layer.use_scale:
-        call.tie(query.labels[-1], key.labels[-1])
-        call.read(call.layer.scale, 0, query, -1)
-    else:
-        for x in (query, key):
+    for x in (query, key):
+        if call.layer.use_scale:
+            # What the scale meets is the tanh of a sum: one may be zero, the other not.
+            call.read(call.layer.scale, 0, x, -1, adds_up=False)
+        else:
             call.lock(x.labels[-1], f"compared in {call.path!r}")
-    call.count_product(
-        [(query.shape[1], None), (value.shape[1], None)]
-        + [(value.shape[-1], value.labels[-1])]
-    )
+    places = [(query.shape[1], None), (value.shape[1], None)]
+    call.count_product([*places, (query.shape[-1], query.labels[-1])])
+    call.count_product([*places, (value.shape[-1], value.labels[-1])])
     return call.outputs[0].with_labels({-1: value.labels[-1]})
 
 

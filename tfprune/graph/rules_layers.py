@@ -4,7 +4,7 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph.call import Binding, Call, Tensor
-from tfprune.graph.flows import along, is_elementwise, run_on_constants
+from tfprune.graph.flows import along, mixed_axes, run_on_constants
 from tfprune.graph.nodes import LayerScale
 from tfprune.graph.registry import register_rule
 from tfprune.graph.sums import constant_sums
@@ -38,9 +38,13 @@ def _finish(call: Call, x: Tensor, axis, kernel, made, places) -> None:
     if layer.bias is not None:
         call.bind(layer.bias, 0, made)
     call.count_macs(kernel, places)
-    if layer.activation is not None and not is_elementwise(layer.activation):
-        call.lock(made, f"mixed by the activation of {call.path!r}")
-    call.constants = along(x, axis, lambda known: _made(layer, known))
+    rank = len(x.shape)
+    mixed = () if layer.activation is None else mixed_axes(layer.activation, rank)
+    for each in mixed:
+        labels = made if each == axis % rank else x.labels[each]
+        call.lock(labels, f"mixed by the activation of {call.path!r}")
+    if not mixed:
+        call.constants = along(x, axis, lambda known: _made(layer, known))
 
 
 def _made(layer, known):
@@ -50,8 +54,6 @@ def _made(layer, known):
         made = made + layer.bias.numpy()
     if layer.activation is None:
         return made
-    if not is_elementwise(layer.activation):
-        return None
     computed = run_on_constants(layer.activation, made)
     return None if computed is None else np.where(np.isnan(made), np.nan, computed)
 
@@ -206,8 +208,10 @@ def _scaled(gamma, known):
     layers.UnitNormalization,
 )
 def normalization_across_channels(call: Call, x: Tensor, **kwargs):
+    across = set(np.atleast_1d(call.layer.axis) % len(x.shape))
     for axis in x.labeled_axes:
-        normalize_across(call, x, axis)
+        if axis in across:
+            normalize_across(call, x, axis)
     return Tensor(call.outputs[0].shape, x.labels)
 
 

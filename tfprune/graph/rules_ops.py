@@ -31,7 +31,7 @@ def _types(module, names: str) -> list[type]:
             "HardSigmoid HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink "
             "SoftShrink Squareplus Threshold"),
     *_types(knp, "Absolute Abs Negative Square Sqrt Exp Expm1 Log Log1p Tanh Sin Cos "
-            "Reciprocal Round Sign Floor Ceil Clip Copy NanToNum LogicalNot "
+            "Reciprocal Round Sign Floor Ceil Copy NanToNum LogicalNot "
             "Subtract Divide TrueDivide DivideNoNan FloorDivide Maximum Minimum Power "
             "Mod Where Greater GreaterEqual Less LessEqual Equal NotEqual LogicalAnd "
             "LogicalOr"),
@@ -39,6 +39,14 @@ def _types(module, names: str) -> list[type]:
 )  # fmt: skip
 def pointwise(call: Call, *operands):
     return elementwise(call, *operands)
+
+
+@register_rule(knp.Clip)
+def clip(call: Call, x: Tensor):
+    if max(np.size(call.operation.x_min), np.size(call.operation.x_max)) > 1:
+        call.lock_all(x, f"{call.path!r} holds limits one by one")
+        return Tensor(call.outputs[0].shape, x.labels)
+    return elementwise(call, x)
 
 
 @register_rule(knp.Add)
@@ -217,7 +225,9 @@ def reduction(call: Call, x: Tensor):
     axis = labeled[0]
     to = axis if call.operation.keepdims else keeps.index(axis)
     constants = passed_on if isinstance(call.operation, _AVERAGES) else only_zeros
-    if isinstance(call.operation, _LOGARITHMS):
+    # A value that counts beside those of the tensor.
+    has_initial = getattr(call.operation, "initial", None) is not None
+    if has_initial or isinstance(call.operation, _LOGARITHMS):
         constants = nothing_known
     return channelwise(call, x, axis, to, constants)
 

@@ -6,7 +6,7 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph.call import Binding, Call, Tensor
-from tfprune.graph.flows import concatenate
+from tfprune.graph.flows import concatenate, is_elementwise
 from tfprune.graph.nodes import tree
 from tfprune.graph.registry import find_rule, register_rule, settings_of
 from tfprune.graph.rules_layers import normalize_across
@@ -20,7 +20,7 @@ def recurrent(call: Call, x: Tensor, initial_state=None, mask=None):
     call.lock_all(x, f"a step axis of {call.path!r}", but=2)
     cell = layer.cell
     call.read(cell.kernel, 0, x, 2)
-    units = _recurrence(call, cell.kernel, cell.recurrent_kernel, cell.bias)
+    units = _recurrence(call, cell)
     outputs = [out.with_labels({-1: units}) for out in call.outputs]
     states = tree.flatten(initial_state) if initial_state is not None else ()
     for state in states:
@@ -39,8 +39,9 @@ def _has(labels) -> bool:
     return labels is not None
 
 
-def _recurrence(call: Call, kernel, recurrent_kernel, bias):
+def _recurrence(call: Call, cell):
     """Ties the gates of a recurrent layer: each has one column per unit."""
+    kernel, recurrent_kernel, bias = cell.kernel, cell.recurrent_kernel, cell.bias
     size, columns = recurrent_kernel.shape[-2:]
     units = call.trace.labels_of(recurrent_kernel, -2)
     if size == 1:
@@ -52,6 +53,12 @@ def _recurrence(call: Call, kernel, recurrent_kernel, bias):
     call.bind(recurrent_kernel, -1, gates)
     if bias is not None:
         call.bind(bias, -1, gates)
+    # A `SimpleRNN` has no other.
+    activations = (cell.activation, getattr(cell, "recurrent_activation", None))
+    # States have as many axes as kernels.
+    rank = len(kernel.shape)
+    if not all(each is None or is_elementwise(each, rank) for each in activations):
+        call.lock(units, f"mixed by an activation of {call.path!r}")
     return units
 
 
@@ -64,7 +71,7 @@ def conv_lstm(call: Call, x: Tensor, initial_state=None, mask=None):
     axis = len(x.shape) - 1
     call.lock_all(x, f"a spatial axis of {call.path!r}", but=axis)
     call.read(cell.kernel, -2, x, axis)
-    units = _recurrence(call, cell.kernel, cell.recurrent_kernel, cell.bias)
+    units = _recurrence(call, cell)
     outputs = [out.with_labels({-1: units}) for out in call.outputs]
     call.read(cell.recurrent_kernel, -2, outputs[0], -1)
     spatial = [(size, None) for size in _last_map(layer, outputs[0])]
@@ -120,17 +127,32 @@ def time_distributed(call: Call, x: Tensor, mask=None):
     terms[num_terms:] = [
         replace(term, constant=term.constant * x.shape[1]) for term in terms[num_terms:]
     ]
-    call.reads = [replace(read, x=x, x_axis=read.x_axis + 1) for read in inner.reads]
+    (result,) = inner.outputs
+    made = _with_steps(result, x.shape[1])
+    # A recurrent layer reads its own outputs too.
+    around = {id(step): x, id(result): made}
+    call.reads = [
+        replace(
+            read,
+            x=around.get(id(read.x)) or _with_steps(read.x, x.shape[1]),
+            x_axis=read.x_axis + 1,
+        )
+        for read in inner.reads
+    ]
     call.constants, call.unequal = inner.constants, inner.unequal
     call.settings = lambda kept: {
         "layer": _with_settings(layer, "layer", settings_of(inner, kept))
     }
-    (result,) = inner.outputs
-    return Tensor(out.shape, (None, None, *result.labels[1:]))
+    return made
 
 
 def _without_step(values: tuple) -> tuple:
     return (values[0], *values[2:])
+
+
+def _with_steps(step: Tensor, size: int) -> Tensor:
+    shape, labels = (None, size, *step.shape[1:]), (None, None, *step.labels[1:])
+    return Tensor(shape, labels)
 
 
 @register_rule(layers.Bidirectional)

@@ -8,7 +8,7 @@ from tfprune.graph.flows import (
     channelwise,
     concatenate,
     elementwise,
-    is_elementwise,
+    mixed_axes,
     move,
     only_zeros,
     passed_on,
@@ -25,10 +25,10 @@ def activation_layer(call: Call, x: Tensor):
 
 @register_rule(layers.Activation)
 def activation(call: Call, x: Tensor):
-    if not is_elementwise(call.operation.activation):
-        call.lock_all(x, f"mixed by {call.path!r}")
-        return Tensor(call.outputs[0].shape, x.labels)
-    return elementwise(call, x)
+    mixed = mixed_axes(call.operation.activation, len(x.shape))
+    for axis in mixed:
+        call.lock(x.labels[axis], f"mixed by {call.path!r}")
+    return Tensor(call.outputs[0].shape, x.labels) if mixed else elementwise(call, x)
 
 
 @register_rule(layers.Softmax)

@@ -17,6 +17,7 @@ from tfprune.graph.nodes import (
     Functional,
     as_functional,
     fill_in,
+    inputs_in_order,
     is_recorded,
     model_of_steps,
     nodes_in_order,
@@ -134,7 +135,10 @@ class Trace:
         call.inputs = [t for t in tree.flatten((args, kwargs)) if isinstance(t, Tensor)]
         call.outputs = results
         if is_recorded(operation):
-            return self._call_nested(as_functional(operation), call.inputs, path)
+            functional = as_functional(operation)
+            given = args[0] if args else kwargs["inputs"]
+            inputs = inputs_in_order(functional, given)
+            return self._call_nested(functional, inputs, path)
         model = model_of_steps(operation)
         if model is not None and len(call.inputs) == len(model.outputs) == 1:
             return self._call_steps(as_functional(model), call)

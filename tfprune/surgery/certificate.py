@@ -176,7 +176,7 @@ def finite_probe(model, values: dict | None = None):
                 raise
             # Tokens in an input of floats, as `keras.Input` makes them by default.
             continue
-        if all(np.isfinite(_as_float64(each)).all() for each in tree.flatten(outputs)):
+        if all(map(_is_finite, tree.flatten(outputs))):
             return probes, outputs
     broken = [v.path for v in model.variables if not _is_finite(v)]
     raise ValueError(
@@ -185,10 +185,10 @@ def finite_probe(model, values: dict | None = None):
     )
 
 
-def _is_finite(variable) -> bool:
-    if not keras.backend.is_float_dtype(variable.dtype):
+def _is_finite(x) -> bool:
+    if not keras.backend.is_float_dtype(x.dtype):
         return True
-    return bool(np.isfinite(_as_float64(variable)).all())
+    return bool(np.isfinite(_as_float64(x)).all())
 
 
 def _as_float64(x) -> np.ndarray:
@@ -210,15 +210,23 @@ def max_relative_error(expected, received) -> float:
 
 def _errors_by_sample(expected, received) -> np.ndarray:
     """Returns one error per sample: large inputs must not hide those of small ones."""
-    a, b = _as_float64(expected), _as_float64(received)
-    if a.shape != b.shape:
+    if tuple(expected.shape) != tuple(received.shape):
         return np.array([float("inf")])
+    a, b = _as_numbers(expected, received)
     samples = len(a) if a.ndim else 1
     a, b = (x.reshape(samples, x.size // max(1, samples)) for x in (a, b))
     scales = np.abs(a).max(axis=1, initial=0.0)
     scales = np.maximum(scales, _NOTHING * scales.max(initial=0.0))
     errors = np.abs(a - b).max(axis=1, initial=0.0)
     return errors / np.where(scales > 0, scales, 1.0)
+
+
+def _as_numbers(expected, received) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what to compare; of words only whether they are the same."""
+    if keras.backend.standardize_dtype(expected.dtype) != "string":
+        return _as_float64(expected), _as_float64(received)
+    differ = np.asarray(expected) != np.asarray(received)
+    return differ.astype(float), np.zeros(differ.shape)
 
 
 def run(model, inputs, values: dict | None = None):

@@ -23,7 +23,12 @@ from tfprune.graph.nodes import (
     share_copy,
     tree,
 )
-from tfprune.graph.remaking import copy_operation, like_values, made_again
+from tfprune.graph.remaking import (
+    alter_kernels,
+    copy_operation,
+    like_values,
+    made_again,
+)
 from tfprune.graph.subclassed import as_recorded
 from tfprune.regularizers import Beside, Share
 
@@ -353,6 +358,7 @@ def copy_state(old, new, value_of: Callable = keras.Variable.numpy):
         new: its copy.
         value_of: function from an old variable to the array for the new one.
     """
+    alter_kernels(old, new)
     old_variables = getattr(old, "variables", ())
     new_variables = getattr(new, "variables", ())
     if len(old_variables) != len(new_variables):
