@@ -5,6 +5,8 @@ import pytest
 from keras import layers, ops
 from table import Table, conv, head, image
 
+from tfprune.graph.flows import mixed_axes
+
 TABLE = Table()
 
 
@@ -207,3 +209,20 @@ def _limits_of_all_channels():
 @pytest.mark.parametrize("name", TABLE.names)
 def test_row(name):
     TABLE.check(name)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (ops.sigmoid, ()),
+        (ops.rsqrt, ()),
+        (lambda x: x > 0, ()),
+        (lambda x: ops.softmax(x, -1), (2,)),
+        (lambda x: ops.cumsum(x, 1), (1,)),
+        (lambda x: ops.log(ops.softmax(x, 1)), (1,)),
+        (lambda x: x - ops.mean(x), (1, 2)),
+        (lambda x: x * np.arange(8.0, dtype="float32"), (1, 2)),
+    ],
+)
+def test_axes_that_a_function_mixes(function, expected):
+    assert mixed_axes(function, 3) == expected
