@@ -55,7 +55,7 @@ def check_other_ways(model, inputs, saves):
 def test_random_graphs(number):
     @seed(number)
     @settings(
-        max_examples=3, deadline=None, database=None, suppress_health_check=CHECKS
+        max_examples=2, deadline=None, database=None, suppress_health_check=CHECKS
     )
     @given(models())
     def check_some(model):
