@@ -351,3 +351,14 @@ def test_data_format_channels_first_flattened():
     x = layers.Flatten(data_format="channels_first")(x)
     x = layers.Dense(6, "relu", name="b")(x)
     check(keras.Model(inputs, layers.Dense(3)(x)), "a", "b")
+
+
+def test_a_rule_that_does_not_cover_a_layer_is_not_said_to_be_none():
+    inputs = keras.Input((5, 8))
+    attention = layers.MultiHeadAttention(2, 4, name="attention")
+    x, _ = attention(inputs, inputs, return_attention_scores=True)
+    skipped = tfprune.Graph(keras.Model(inputs, layers.Dense(3)(x))).skipped
+    assert "the rule for MultiHeadAttention does not cover" in skipped["attention"]
+    x = layers.RNN([layers.LSTMCell(4), layers.LSTMCell(4)], name="stacked")(inputs)
+    skipped = tfprune.Graph(keras.Model(inputs, layers.Dense(3)(x))).skipped
+    assert "no rule for RNN" in skipped["stacked"]

@@ -24,6 +24,7 @@ from tfprune.graph.nodes import (
     tree,
 )
 from tfprune.graph.opening import Opened
+from tfprune.graph.registry import find_rule
 from tfprune.graph.shapes import assumed_shapes, closed_shapes, shapes_for
 from tfprune.layers.kernels import altered_kernel
 
@@ -175,6 +176,8 @@ class Trace:
             return None, f"the rule for {kind} failed ({error!r})"
         self._lock_first_axes(call, outputs)
         why = altered_kernel(call.layer) if outputs is None else None
+        if why is None and find_rule(call.operation) is not None:
+            why = f"the rule for {kind} does not cover how it is set up or called"
         return outputs, why or f"no rule for {kind}{opened.reason}"
 
     def _lock_first_axes(self, call: Call, outputs) -> None:
