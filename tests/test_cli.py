@@ -108,7 +108,10 @@ def test_the_model_itself_can_be_replaced(run, saved):
         (("prune", "m.keras"), "--output"),
         (("prune", "m.keras", "-o", "x", "--flops-reduction", "50"), "pass 0.5"),
         (("prune", "m.keras", "-o", "x", "--flops-reduction", "1"), "not in [0, 1)"),
-        (("prune", "m.keras", "-o", "x", "--flops-reduction", "half"), "'half' is not a valid"),
+        (
+            ("prune", "m.keras", "-o", "x", "--flops-reduction", "half"),
+            "'half' is not a valid",
+        ),
         (("prune", "m.keras", "-o", "x", "--importance", "vibes"), "vibes"),
         (("prune", "m.keras", "-o", "x", "--scope", "local"), "local"),
         (("prune", "m.keras", "-o", "x", "--min-channels", "0"), "min-channels"),
