@@ -110,7 +110,7 @@ def test_the_model_itself_can_be_replaced(run, saved):
         (("prune", "m.keras", "-o", "x", "--flops-reduction", "1"), "not in [0, 1)"),
         (
             ("prune", "m.keras", "-o", "x", "--flops-reduction", "half"),
-            "'half' is not a valid",
+            "Invalid value for '--flops-reduction'",
         ),
         (("prune", "m.keras", "-o", "x", "--importance", "vibes"), "vibes"),
         (("prune", "m.keras", "-o", "x", "--scope", "local"), "local"),
