@@ -94,10 +94,10 @@ def comparison_table(before, after, speedup=None, title=None):
     return table
 
 
-def benchmark_table(result, title=None):
+def benchmark_table(result):
     """Makes the table of a `Benchmark`: medians, quartiles and speed-ups."""
     table = _table(
-        title,
+        None,
         ("model", "median", "quartiles", "speed-up"),
         numbers=("median", "quartiles", "speed-up"),
         caption=f"batch {result.batch_size}, {result.rounds} interleaved rounds, "

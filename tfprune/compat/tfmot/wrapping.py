@@ -103,9 +103,9 @@ class PruneLowMagnitude(WeightMask):
         """
         for index, kernel in enumerate(self.gated_kernels.values()):
             weights = np.abs(ops.convert_to_numpy(kernel))
-            self.set_mask(index, self._mask(weights, kernel, sparsity))
+            self.set_mask(index, self._mask(weights, sparsity))
 
-    def _mask(self, weights, kernel, sparsity):
+    def _mask(self, weights, sparsity):
         if self.sparsity_m_by_n is not None:
             zeros, out_of = self.sparsity_m_by_n
             axis = 0 if weights.ndim == 2 else weights.ndim - 2
