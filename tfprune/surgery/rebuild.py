@@ -26,11 +26,16 @@ from tfprune.graph.nodes import (
 from tfprune.graph.remaking import (
     alter_kernels,
     copy_operation,
-    like_values,
     made_again,
 )
 from tfprune.graph.subclassed import as_recorded
 from tfprune.regularizers import Beside, Share
+from tfprune.surgery.initializers import (
+    copy_initializers,
+    fitting,
+    fresh_initializers,
+    initializers_of,
+)
 
 # What tfprune sets on layers, and where each keeps what the layer had before.
 _ADDED = {
@@ -269,7 +274,7 @@ def copy_operation_like(
 
     def arguments(config):
         lean = _lean_arguments(operation, config, plain, value_of)
-        drawn = _fresh_initializers(operation, config) if draw else {}
+        drawn = fresh_initializers(operation, config) if draw else {}
         return {**lean, **drawn, **settings}
 
     is_keras = type(operation).__module__.startswith("keras.")
@@ -318,21 +323,6 @@ class _Given:
             return keras.ops.zeros(shape, dtype)
         self.was_used = True
         return value
-
-
-def initializers_of(layer) -> dict:
-    """Returns the initializers that a layer holds under their argument's name."""
-    return {k: v for k, v in vars(layer).items() if k.endswith("_initializer")}
-
-
-def _fresh_initializers(layer, config: dict) -> dict:
-    """Returns copies of a layer's initializers, which draw other numbers.
-
-    Layers that keep theirs elsewhere are drawn by what their config says.
-    """
-    own = {k: v for k, v in initializers_of(layer).items() if k in config}
-    is_one = keras.initializers.Initializer
-    return {k: v.clone() if isinstance(v, is_one) else v for k, v in own.items()}
 
 
 def _copy_lambda(layer):
@@ -405,29 +395,3 @@ def _paired(old_variables, new_variables):
     if len(named) == len(new_variables) and named.keys() == set(names):
         new_variables = [named[name] for name in names]
     return zip(old_variables, new_variables, strict=True)
-
-
-def copy_initializers(old, new) -> None:
-    """Gives a built copy, made without them, the initializers of its layer."""
-    own = initializers_of(new)
-    for name, initializer in initializers_of(old).items():
-        if name in own:
-            attribute = name.removesuffix("_initializer")
-            variable = vars(new).get(attribute, vars(new).get(f"_{attribute}"))
-            vars(new)[name] = fitting(initializer, getattr(variable, "shape", None))
-
-
-def fitting(initializer, shape):
-    """Returns an initializer for a variable of a shape, which may be smaller now.
-
-    An array of another shape gives way to numbers of the same mean and deviation.
-
-    Args:
-        initializer: the initializer.
-        shape: the shape of the variable; None if it is not known.
-    """
-    if not isinstance(initializer, keras.initializers.Constant) or shape is None:
-        return initializer
-    values = np.asarray(initializer.value)
-    fits = not values.ndim or values.shape == tuple(shape)
-    return initializer if fits else like_values(values)

@@ -9,9 +9,9 @@ from tfprune.graph.scales import normalized_directly
 from tfprune.layers.channel_gate import scaled_outputs
 from tfprune.layers.kernels import altered_kernel
 from tfprune.layers.swapping import attribute_of
+from tfprune.surgery.initializers import copy_initializers
 from tfprune.surgery.rebuild import (
     Rebuilder,
-    copy_initializers,
     copy_operation_like,
     copy_state,
 )

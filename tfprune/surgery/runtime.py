@@ -7,9 +7,9 @@ from tfprune.graph import Graph
 from tfprune.graph.runtime_places import runtime_places
 from tfprune.layers import RuntimeGate, RuntimePolicy
 from tfprune.patterns import as_patterns
+from tfprune.surgery.initializers import copy_initializers
 from tfprune.surgery.rebuild import (
     Rebuilder,
-    copy_initializers,
     copy_operation_like,
     copy_state,
 )

@@ -21,9 +21,9 @@ from tfprune.layers import (
 )
 from tfprune.patterns import as_patterns
 from tfprune.surgery.gates import has_gates, has_runtime_gates
+from tfprune.surgery.initializers import copy_initializers
 from tfprune.surgery.rebuild import (
     Rebuilder,
-    copy_initializers,
     copy_operation_like,
     copy_state,
 )
