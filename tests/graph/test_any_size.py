@@ -8,6 +8,7 @@ from keras import layers, ops
 from own import Chain, Own, around, check_own, register
 
 import tfprune
+from tfprune.graph.shapes import closed_shapes
 from tfprune.graph.any_size import _BATCH, _LENGTH
 
 
@@ -260,3 +261,17 @@ def test_parts_that_cannot_be_made_again_keep_a_layer_whole():
     model = around(Holding(name="own"))
     assert "neither anew nor of parts" in tfprune.Graph(model).skipped["own"]
     check_own(model, "b", skipped=["own"])
+
+
+def test_what_a_layer_says_of_its_shape_counts_where_its_call_does_not_run():
+    class Odd(layers.Layer):
+        def call(self, x):
+            raise NotImplementedError
+
+        def compute_output_shape(self, shape):
+            return (shape[0], None if shape[0] is None else 3 * shape[0], None)
+
+    x = keras.Input((4,))
+    node = Odd()(x)._keras_history.operation._inbound_nodes[0]
+    found = closed_shapes(node, [(None, None, None)], {id(x): x})
+    assert found == [[None, 6, 224]]

@@ -1,5 +1,8 @@
 """Shapes of tensors where a model leaves sizes open."""
 
+import contextlib
+import functools
+
 import keras
 
 from tfprune.graph.nodes import Functional, fill_in, nodes_in_order, tree
@@ -38,16 +41,17 @@ def _shapes_for_a_batch_of_two(node, inputs: dict) -> list | None:
         return keras.KerasTensor((first or 2, *rest), x.dtype)
 
     args, kwargs = fill_in(node, {id(x): of_two(x) for x in node.input_tensors})
-    try:
-        made = tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
-        if any(None in x.shape for x in made):
-            # Some say no more than they were told; their mathematics does.
-            of_call = keras.Operation.compute_output_spec
-            made = tree.flatten(of_call(node.operation, *args, **kwargs))
-    except Exception:
+    # Some say no more than they were told; their mathematics does.
+    by_call = functools.partial(keras.Operation.compute_output_spec, node.operation)
+    found = None
+    for specify in (node.operation.compute_output_spec, by_call):
+        if found is not None and not any(None in shape for shape in found):
+            break
         # Whatever a layer says to a batch that it was not made for.
-        return None
-    return [tuple(x.shape) for x in made]
+        with contextlib.suppress(Exception):
+            made = tree.flatten(specify(*args, **kwargs))
+            found = [tuple(x.shape) for x in made]
+    return found
 
 
 def _sizes_of_inputs(sizes: list, shapes: list) -> list:
