@@ -8,8 +8,8 @@ from keras import layers, ops
 from own import Chain, Own, around, check_own, register
 
 import tfprune
-from tfprune.graph.shapes import closed_shapes
 from tfprune.graph.any_size import _BATCH, _LENGTH
+from tfprune.graph.shapes import closed_shapes
 
 
 @register
