@@ -196,6 +196,13 @@ def test_set_masks_closes_and_opens_again(masked):
     assert np.array_equal(dense, checker.outputs_of(wrapped, inputs))
 
 
+@pytest.mark.parametrize("unit", ["channel", "weight"])
+def test_set_masks_needs_gates(make_residual, unit):
+    graph = tfprune.Graph(make_residual(4), unit=unit)
+    with pytest.raises(ValueError, match="`graph` must be of a model with gates"):
+        tfprune.set_masks(graph, {})
+
+
 def test_read_masks_of_a_dense_model_is_all_true(make_residual):
     model = checker.randomize(make_residual(8))
     assert tfprune.read_masks(model).density() == 1

@@ -203,7 +203,8 @@ def set_masks(graph: Graph, masks: Mapping) -> None:
         masks: group name to bool array, True = keep; missing groups are opened.
 
     Raises:
-        ValueError: if masks belong to another model, or a group is emptied.
+        ValueError: if the model has no gates, masks belong to another model, or a group
+            is emptied.
 
     Example:
 
@@ -217,6 +218,12 @@ def set_masks(graph: Graph, masks: Mapping) -> None:
     small = tfprune.compact(gated)
     ```
     """
+    if not has_gates(graph.model):
+        raise ValueError(
+            "`graph` must be of a model with gates, and there are none to close. "
+            f"Received: the graph of {graph.model.name!r}. Pass that of "
+            "`tfprune.prune_wrap(model)`, or use `tfprune.apply_masks`."
+        )
     if isinstance(graph, WeightGraph):
         set_weight_masks(graph, masks)
         return
