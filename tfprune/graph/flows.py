@@ -367,7 +367,7 @@ def _commutes(function, shapes, axis: int) -> int | None:
         for _ in range(2):
             index = np.sort(random.choice(size, max(1, size // 2), replace=False))
             part = _run(function, [np.take(each, index, axis) for each in values])
-            axes = {a for a in axes if _are_close(np.take(whole, index, a), part)}
+            axes = {a for a in axes if are_close(np.take(whole, index, a), part)}
     except Exception:
         # Any failure on a narrower input means that the width is fixed.
         return None
@@ -384,12 +384,13 @@ def _finite_run(function, shapes, random) -> tuple[list, np.ndarray]:
     raise ValueError("It is not finite on ordinary numbers.")
 
 
-def _are_close(expected, received) -> bool:
+def are_close(expected, received, tolerance: float = 1e-6) -> bool:
+    """True if two arrays differ by at most `tolerance` of the first one's largest."""
+    # Not zero: vector instructions round otherwise than those for what is left over.
     expected, received = (np.asarray(each, np.float64) for each in (expected, received))
-    # Vector instructions round otherwise than those for what is left over.
-    tolerance = 1e-6 * np.abs(expected).max(initial=0.0)
     return expected.shape == received.shape and bool(
-        np.abs(expected - received).max(initial=0.0) <= tolerance
+        np.abs(expected - received).max(initial=0.0)
+        <= tolerance * np.abs(expected).max(initial=0.0)
     )
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tfprune.graph.call import Call, Tensor
-from tfprune.graph.flows import common_axis
+from tfprune.graph.flows import are_close, common_axis
 from tfprune.graph.nodes import tree
 from tfprune.graph.opening import has_sublayers
 
@@ -133,15 +133,9 @@ class _Probe:
             axis
             for axis in range(1, whole.ndim)
             if whole.shape[axis] == self._size
-            and self._are_close(np.take(whole, index, axis), received)
+            and are_close(np.take(whole, index, axis), received, self._tolerance)
         ]
         return (out_axes[0], weight_axes) if len(out_axes) == 1 else None
-
-    def _are_close(self, expected, received) -> bool:
-        tolerance = self._tolerance * np.abs(expected).max(initial=0.0)
-        return expected.shape == received.shape and bool(
-            np.abs(expected - received).max(initial=0.0) <= tolerance
-        )
 
     def _resized(self, value, size: int):
         """Returns a constructor argument with another number of channels in it."""
