@@ -84,9 +84,10 @@ def test_demo_notices_another_network(demo, tmp_path, images):
     assert demo.reload_elsewhere(model, tmp_path / "other", images[0]) > 0.5
 
 
-def test_demo_says_why_the_saved_model_does_not_run(demo, tmp_path, images):
-    with pytest.raises(RuntimeError, match="does not run alone(.|\n)*SavedModel"):
-        demo.reload_elsewhere(None, tmp_path / "none", images[0])
+def test_demo_says_why_the_saved_model_does_not_run(demo, monkeypatch, images):
+    monkeypatch.setattr(demo, "_RELOAD", "import sys; sys.exit(f'no {sys.argv[1]}')")
+    with pytest.raises(RuntimeError, match="does not run alone:\nno pruned"):
+        demo.reload_elsewhere(None, "pruned", images[0])
 
 
 def test_demo_digits(demo):

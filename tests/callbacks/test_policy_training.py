@@ -116,7 +116,7 @@ def test_a_fit_that_goes_on_is_the_one_that_was_not_interrupted(
                 self.model.save(tmp_path / "half.keras")
 
     keras.utils.set_random_seed(0)
-    model = wrapped(**KINDS[kind])
+    model = wrapped(1, **KINDS[kind])
     fit(model)
     again = keras.saving.load_model(tmp_path / "half.keras")
     fit(again, 2)
