@@ -166,6 +166,24 @@ BRANCHES = {
         lambda x: layers.GRU(8, "sigmoid", name="own")(x[:, None]),
         False,
     ),
+    "normalized_elsewhere": (
+        lambda x: layers.Flatten()(
+            layers.BatchNormalization(axis=1)(layers.Dense(8, name="own")(x)[:, None])
+        ),
+        False,
+    ),
+    "attended": (
+        lambda x: layers.Flatten()(
+            layers.AdditiveAttention()(
+                [
+                    layers.Dense(6)(x)[:, None],
+                    layers.Dense(8, "sigmoid", name="own")(layers.RepeatVector(2)(x)),
+                    layers.Dense(6)(layers.RepeatVector(2)(x)),
+                ]
+            )
+        ),
+        False,
+    ),
     "wrapped_and_activated": (
         lambda x: layers.Flatten()(
             layers.TimeDistributed(layers.Dense(8, "sigmoid"), name="own")(x[:, None])

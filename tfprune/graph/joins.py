@@ -68,18 +68,29 @@ def _when_masked(x: Tensor, made_by: dict):
     call = made_by.get(id(x))
     if call is None or call.unequal or x.channel_axis is None:
         return None
-    weights = getattr(call.layer, "weights", ())
-    scales = [v for v in weights if is_kernel(v) or v.name == "gamma"]
+    weights = _weights_along(call, x.labels[x.channel_axis])
     is_first = not any(each.labeled_axes for each in call.inputs)
-    if is_first or scales or call.reads:
+    if is_first or any(is_kernel(each) or each.name == "gamma" for each in weights):
         # Weights made the channels, or all that comes in is multiplied by some.
         zeros = np.zeros(x.shape[x.channel_axis])
         return zeros if all(map(keeps_zero, _activations(call.layer))) else None
     known = [_when_masked(each, made_by) for each in call.inputs]
     if weights:
         # All of them are zero, not what they are now.
-        return only_zeros(known[0])
+        return only_zeros(known[0]) if len(known) == 1 else None
     return None if call.constants is None else call.constants(*known)
+
+
+def _weights_along(call: Call, labels) -> list:
+    """Returns the weights of a layer that have an axis with some of these channels."""
+    root = call.trace.atoms.root
+    found = []
+    for variable in getattr(call.layer, "weights", ()):
+        axes = [call.trace.labels_of(variable, i) for i in range(len(variable.shape))]
+        own = [each for each in axes if each is not None]
+        if any(np.isin(root(each), root(labels)).any() for each in own):
+            found.append(variable)
+    return found
 
 
 def _activations(layer) -> list:
