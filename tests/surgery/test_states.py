@@ -145,8 +145,10 @@ def test_each_weight_trains_or_not_as_before():
     expected = {"norm/gamma", "dense/bias", "logits/kernel", "logits/bias"}
     for new in (tfprune.strip(model), tfprune.prune(model, 0.3)):
         assert {v.path for v in new.trainable_variables} == expected
-    new = tfprune.prune_wrap(model).get_layer("norm")
-    assert not new.layer.beta.trainable
+    gated = tfprune.prune_wrap(model)
+    assert not gated.get_layer("norm").layer.beta.trainable
+    for new in (tfprune.strip(gated), tfprune.compact(gated)):
+        assert {v.path for v in new.trainable_variables} == expected
 
 
 def test_sequential_models_with_a_step_of_their_own_stay_themselves():

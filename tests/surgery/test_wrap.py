@@ -400,6 +400,18 @@ def test_unknown_arguments_list_the_gates_own(make_residual):
         tfprune.prune_wrap(make_residual(8), ChannelGate, keep_ratio=0.5)
 
 
+def test_gates_of_ones_own_name_their_arguments_as_they_like(make_residual):
+    class Own(ChannelGate):
+        def __init__(self, layer, kind="soft", total=1, **kwargs):
+            super().__init__(layer, **kwargs)
+            self.kind = kind
+
+    wrapped = tfprune.prune_wrap(make_residual(8), Own, kind="hard", total=2)
+    assert wrapped.get_layer("stem_bn").kind == "hard"
+    with pytest.raises(ValueError, match="no argument `kin`. Its .* are: kind, total."):
+        tfprune.prune_wrap(make_residual(8), Own, kin="hard")
+
+
 @pytest.mark.parametrize("wrong", ["keep_ration", "number", "policy"])
 def test_arguments_of_runtime_gates_are_listed_too(make_residual, wrong):
     own = "keep_ratio, runtime_ratio, block, selection, rectify, agent, .*, groups"

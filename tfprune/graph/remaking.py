@@ -73,7 +73,7 @@ def _from_attributes(layer, settings: dict, error: Exception):
     dtype = policy.name if type(policy) is keras.DTypePolicy else policy
     own = {"name": layer.name, "dtype": dtype, "trainable": layer.trainable}
     try:
-        for name in _argument_names(kind):
+        for name in argument_names(kind.__init__)[1:]:
             own.setdefault(name, settings.get(name, getattr(layer, name)))
         if any(isinstance(x, _NOT_SHARED) for x in tree.flatten(own)):
             raise TypeError("an argument that has weights would belong to both")
@@ -175,7 +175,7 @@ def _copy_of_attributes(operation: Operation, settings: dict) -> Operation:
     vars(twin).update(settings)
     plain = tree.map_structure(_plain_number, _attributes(twin))
     try:
-        names = _argument_names(type(operation))
+        names = argument_names(type(operation).__init__)[1:]
         again = type(operation)(**{name: plain[name] for name in names})
     except Exception:
         return twin
@@ -200,7 +200,8 @@ def _same(one: dict, other: dict) -> bool:
     )
 
 
-def _argument_names(kind: type) -> list[str]:
-    parameters = inspect.signature(kind.__init__).parameters.values()
+def argument_names(function: Callable) -> list[str]:
+    """Returns the names of a function's arguments, `self` among them."""
+    parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [each.name for each in parameters if each.kind in named][1:]
+    return [each.name for each in parameters if each.kind in named]

@@ -8,6 +8,7 @@ from tfprune.graph import Graph, as_graph
 from tfprune.graph.literals import rewriter
 from tfprune.graph.registry import settings_of
 from tfprune.reading import shared_array
+from tfprune.surgery.added import leave_off_added
 from tfprune.surgery.certificate import Certificate
 from tfprune.surgery.folding import fold_constants, with_constants
 from tfprune.surgery.gates import has_gates, has_kernel_gates
@@ -160,7 +161,7 @@ def compact_unverified(
     def make(operation, path):
         call = by_operation.get(id(operation))
         settings = {} if call is None else settings_of(call, kept)
-        return copy_operation_like(operation, settings, plain=True, value_of=sliced)
+        return copy_operation_like(operation, settings, value_of=sliced)
 
     replace_literals = rewriter({k: sliced(x) for k, x in graph.literals.items()})
 
@@ -179,6 +180,7 @@ def compact_unverified(
     new = rebuilder.model(graph.model)
     for old, twin in rebuilder.pairs:
         copy_state(old, twin, sliced)
+        leave_off_added(twin)
     return new
 
 

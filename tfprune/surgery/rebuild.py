@@ -5,7 +5,6 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from tfprune.constraints import Clip, ZeroSlices
 from tfprune.graph.following import OwnWeight, as_one_input
 from tfprune.graph.nodes import (
     Functional,
@@ -29,7 +28,6 @@ from tfprune.graph.remaking import (
     made_again,
 )
 from tfprune.graph.subclassed import as_recorded
-from tfprune.regularizers import Beside, Share
 from tfprune.surgery.initializers import (
     copy_initializers,
     fitting,
@@ -37,13 +35,6 @@ from tfprune.surgery.initializers import (
     initializers_of,
 )
 
-# What tfprune sets on layers, and where each keeps what the layer had before.
-_ADDED = {
-    ZeroSlices: "constraint",
-    Clip: "constraint",
-    Share: "regularizer",
-    Beside: "regularizer",
-}
 _ZEROS = keras.initializers.Zeros()
 
 
@@ -249,7 +240,6 @@ def with_new_weights(model):
 def copy_operation_like(
     operation,
     settings: dict | None = None,
-    plain: bool = False,
     draw: bool = False,
     value_of: Callable | None = keras.Variable.numpy,
 ):
@@ -258,7 +248,6 @@ def copy_operation_like(
     Args:
         operation: layer or operation.
         settings: constructor arguments that differ.
-        plain: whether constraints and regularizers that tfprune has set are left out.
         draw: whether its weights will be what its initializers draw.
         value_of: function from a variable to the array that its copy starts with,
             which spares a `copy_state` with the same function the assignment; by
@@ -273,7 +262,7 @@ def copy_operation_like(
         return _copy_lambda(operation)
 
     def arguments(config):
-        lean = _lean_arguments(operation, config, plain, value_of)
+        lean = _lean_arguments(operation, config, value_of)
         drawn = fresh_initializers(operation, config) if draw else {}
         return {**lean, **drawn, **settings}
 
@@ -281,7 +270,7 @@ def copy_operation_like(
     return made_again(operation, arguments if is_keras else lambda config: settings)
 
 
-def _lean_arguments(layer, config: dict, plain: bool, value_of) -> dict:
+def _lean_arguments(layer, config: dict, value_of) -> dict:
     """Returns arguments that are quicker or safer than what the config says."""
     own = vars(layer)
     arguments = {
@@ -293,9 +282,6 @@ def _lean_arguments(layer, config: dict, plain: bool, value_of) -> dict:
     if callable(activation) and not isinstance(activation, keras.layers.Layer):
         # As an object it needs no name that Keras can look up again.
         arguments["activation"] = activation
-    for name in config:
-        if plain and isinstance(own.get(name), tuple(_ADDED)):
-            arguments[name] = getattr(own[name], _ADDED[type(own[name])])
     return arguments
 
 

@@ -1,7 +1,6 @@
 """Gates into a model and out of it again."""
 
 import functools
-import inspect
 from collections.abc import Callable
 
 import keras
@@ -10,6 +9,7 @@ import numpy as np
 from tfprune.graph import Graph
 from tfprune.graph.following import OwnWeight
 from tfprune.graph.gates import GatePlaces
+from tfprune.graph.remaking import argument_names
 from tfprune.layers import (
     ChannelGate,
     ChannelMask,
@@ -20,6 +20,7 @@ from tfprune.layers import (
     TrainableMask,
 )
 from tfprune.patterns import as_patterns
+from tfprune.surgery.added import leave_off_added
 from tfprune.surgery.gates import has_gates, has_runtime_gates
 from tfprune.surgery.initializers import copy_initializers
 from tfprune.surgery.rebuild import (
@@ -31,11 +32,9 @@ from tfprune.surgery.runtime import wrap_runtime
 from tfprune.surgery.weights import built_copy, wrap_kernels
 
 _UNITS = ("weight", "channel")
-# Arguments of gates that wrapping itself gives them, or that are no names.
-_NOT_FOR_USERS = {
-    *("self", "args", "kwargs", "arguments", "model", "kind", "layers"),
-    *("layer", "mask", "input_masks", "kernels", "policy", "number", "total"),
-}
+# Arguments of gates that wrapping itself gives them.
+_GIVEN = {"layer", "mask", "input_masks", "kernels"}
+_GIVEN_AT_RUN_TIME = {"model", "kind", "layers", "policy", "number", "total"}
 
 
 def prune_wrap(
@@ -126,10 +125,10 @@ def _check_arguments(gate, arguments: dict) -> None:
             "`gate` must be a gate class or a callable `gate(layer) -> layer`. "
             f"Received: {gate!r}"
         )
-    known = [*inspect.signature(gate).parameters]
+    known, given = argument_names(gate), _GIVEN
     if isinstance(gate, type) and issubclass(gate, RuntimeGate):
-        known += inspect.signature(wrap_runtime).parameters
-    known = [name for name in dict.fromkeys(known) if name not in _NOT_FOR_USERS]
+        known, given = known + argument_names(wrap_runtime), _GIVEN_AT_RUN_TIME
+    known = [name for name in dict.fromkeys(known) if name not in given]
     known += ["unit"] * (gate is TrainableMask)
     if gate is TrainableMask and arguments.get("unit", "weight") not in _UNITS:
         raise ValueError(
@@ -235,19 +234,20 @@ def strip_gates(model: keras.Model, counts: Callable) -> keras.Model:
             _fold_gate(old, twin)
         else:
             copy_state(old, twin)
+        leave_off_added(twin)
     return new
 
 
 def _copy_without_gate(operation, counts):
     if not isinstance(operation, ChannelGate):
         inner = operation.layer if isinstance(operation, SwapWrapper) else operation
-        return copy_operation_like(inner, plain=True)
+        return copy_operation_like(inner)
     # A normalization without scale gets one, unless its gate is all open at 1.
     is_norm = isinstance(operation.layer, keras.layers.BatchNormalization)
     needs_none = not is_norm or operation.layer.scale or operation.output_mask is None
     if needs_none or np.all(operation.factors().numpy()[counts(operation)] == 1):
-        return copy_operation_like(operation.layer, plain=True)
-    return copy_operation_like(operation.layer, {"scale": True}, plain=True)
+        return copy_operation_like(operation.layer)
+    return copy_operation_like(operation.layer, {"scale": True})
 
 
 def _check_float(gate: SwapWrapper) -> None:
@@ -268,6 +268,8 @@ def _fold_gate(gate: SwapWrapper, twin) -> None:
     # A scale that the layer did not have comes first among its variables.
     for old, new in zip(gate.layer.variables, twin.variables[added:], strict=True):
         new.assign(values.get(id(old), old))
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
     if added:
         twin.gamma.assign(gate.swaps()["gamma"])
     copy_initializers(gate.layer, twin)
