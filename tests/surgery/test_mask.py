@@ -118,14 +118,33 @@ def test_zeros_hold_in_every_type_of_layer_also_when_saved(kind, images, tmp_pat
         assert_held(zeros, each)
 
 
-@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU, layers.SimpleRNN])
+def in_both_directions(*args, **kwargs):
+    return layers.Bidirectional(layers.LSTM(*args, **kwargs))
+
+
+def at_every_step(units, **kwargs):
+    dense = layers.TimeDistributed(layers.Dense(units, **kwargs))
+    return keras.Sequential([dense, layers.GlobalAveragePooling1D()])
+
+
+RECURRENT = [
+    *(layers.LSTM, layers.GRU, layers.SimpleRNN),
+    *(in_both_directions, at_every_step),
+]
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
 def test_zeros_hold_in_recurrent_layers_also_when_saved(kind, tmp_path):
     # Behind a sigmoid a masked unit is no zero, so gradients would bring it back.
     inputs = layers.Input((5, 4))
     x = layers.Dense(3)(kind(12, activation="sigmoid")(inputs))
-    masked = checker.randomize(keras.Model(inputs, x))
-    masked = tfprune.apply_masks(masked, random_masks(tfprune.Graph(masked)))
+    model = checker.randomize(keras.Model(inputs, x))
+    masked = tfprune.apply_masks(model, random_masks(tfprune.Graph(model)))
     zeros = zeros_of(masked)
+    # Elsewhere than in what is made of it: there other channels have their places.
+    for plain in (tfprune.strip(masked), tfprune.compact(masked)):
+        assert all(variable.constraint is None for variable in plain.variables)
+        assert not any("ZeroSlices" in repr(vars(x)) for x in plain._flatten_layers())
     masked.save(tmp_path / "masked.keras")
     x = np.random.default_rng(0).normal(size=(16, 5, 4))
     for each in (masked, keras.models.load_model(tmp_path / "masked.keras")):
@@ -201,6 +220,40 @@ def test_set_masks_needs_gates(make_residual, unit):
     graph = tfprune.Graph(make_residual(4), unit=unit)
     with pytest.raises(ValueError, match="`graph` must be of a model with gates"):
         tfprune.set_masks(graph, {})
+
+
+@pytest.mark.parametrize("unit", ["channel", "weight"])
+@pytest.mark.parametrize("layers", [None, ["block1_a_bn", "block1_a_conv"]])
+@pytest.mark.parametrize(
+    "gate", [tfprune.layers.ChannelGate, tfprune.layers.WeightMask]
+)
+def test_set_masks_closes_all_or_says_what_has_no_gates(
+    make_residual, gate, layers, unit
+):
+    model = make_residual(4)
+    kinds = {"channel": "block1_a_bn", "weight": "block1_a_conv"}
+    own = "weight" if gate is tfprune.layers.WeightMask else "channel"
+    names = layers if layers is None else [kinds[own]]
+    graph = tfprune.Graph(tfprune.prune_wrap(model, gate, names), unit=unit)
+    masks = random_masks(graph)
+    if unit == own and layers is None:
+        set_masks(graph, masks)
+        assert tfprune.read_masks(graph) == masks
+        return
+    before = tfprune.read_masks(graph)
+    with pytest.raises(ValueError, match="`masks` must close what has gates only"):
+        set_masks(graph, masks)
+    assert tfprune.read_masks(graph) == before
+    if unit == own:
+        own = {k: mask for k, mask in masks.items() if k.startswith("block1_a_conv")}
+        set_masks(graph, own)
+        (name,) = own
+        assert np.array_equal(tfprune.read_masks(graph)[name], own[name])
+
+
+def test_set_masks_needs_a_graph(make_residual):
+    with pytest.raises(ValueError, match="`graph` must be the `tfprune.Graph` of"):
+        set_masks(tfprune.prune_wrap(make_residual(4)), {})
 
 
 def test_read_masks_of_a_dense_model_is_all_true(make_residual):

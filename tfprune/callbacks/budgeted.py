@@ -2,8 +2,6 @@
 
 import warnings
 
-import numpy as np
-
 from tfprune import training
 from tfprune.budget import Budget
 from tfprune.costs import cost, warn_of_uncounted
@@ -11,7 +9,7 @@ from tfprune.graph import Graph
 from tfprune.graph.nodes import is_recorded
 from tfprune.surgery import has_gates, masks_in, set_masks
 from tfprune.surgery.gates import has_kernel_gates
-from tfprune.surgery.mask import gate_masks
+from tfprune.surgery.mask import gated_entries
 from tfprune.weight_cuts import removed_weights
 
 
@@ -96,8 +94,8 @@ class BudgetedCallback(training.PruningCallback):
 
     def check_gates(self, names):
         """Raises unless every unit of the groups of these names has a gate."""
-        is_gated = self._is_gated()
-        bare = [name for name in names if not is_gated[name]]
+        gated = gated_entries(self.graph)
+        bare = [name for name in names if not gated[name].all()]
         if bare:
             raise ValueError(
                 f"`{type(self).__name__}` can only remove what has gates, and "
@@ -105,16 +103,6 @@ class BudgetedCallback(training.PruningCallback):
                 f"{', '.join(bare[:8])}. Call `prune_wrap` without `layers`, or, for "
                 "`PruneToBudget`, name gated layers: `scope={path pattern: fraction}`."
             )
-
-    def _is_gated(self):
-        """Returns, for every group, whether all of its units have gates."""
-        if self.graph.unit == "weight":
-            kernels = self.graph.kernels.items()
-            return {name: kernel.gate is not None for name, kernel in kernels}
-        gated = np.zeros(self.graph.num_units + 1, bool)
-        for _, labels in gate_masks(self.graph):
-            gated[self.graph.units(labels)] = True
-        return {k: mask.all() for k, mask in self.graph.masks_of(gated).items()}
 
     def masks(self):
         """Returns the masks that the gates make now."""

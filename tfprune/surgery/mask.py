@@ -10,6 +10,7 @@ from tfprune.graph import Graph, WeightGraph, as_graph
 from tfprune.graph.constants import dead_units
 from tfprune.graph.following import OwnWeight
 from tfprune.graph.literals import rewriter
+from tfprune.graph.nodes import flatten_layers
 from tfprune.layers import ChannelGate
 from tfprune.masks import Masks
 from tfprune.reading import shared_array
@@ -127,16 +128,16 @@ def _hold(old, twin, dropped: dict) -> None:
             # The last axis is all that can lose channels, and is that of the table.
             slices = {1: indices for indices in slices.values()}
         target.constraint = ZeroSlices(slices, source.constraint)
-        owner = getattr(twin, "layer", twin)
-        # A recurrent layer keeps them, and saves them, where its cell has them.
-        owner = getattr(owner, "cell", owner)
-        attribute = _constraint_attribute(owner, target)
-        if attribute is not None:
-            # The layer's own record of it, which is what gets saved.
-            setattr(owner, attribute, target.constraint)
+        for part in flatten_layers(twin):
+            attribute = _constraint_attribute(part, target)
+            if attribute is not None:
+                # The layer's own record of it, which is what gets saved.
+                setattr(part, attribute, target.constraint)
 
 
 def _constraint_attribute(layer, variable) -> str | None:
+    if not any(value is variable for value in vars(layer).values()):
+        return None
     names = [f"{variable.name.removesuffix('_kernel')}_constraint"]
     if variable.name == "kernel":
         names.insert(0, "depthwise_constraint")
@@ -184,11 +185,17 @@ def masks_in(graph: Graph) -> Masks:
 
 def dead_masks(graph: Graph) -> Masks:
     """Returns the masks of what is dead in the graph's model."""
-    masks = graph.masks_of(np.append(~dead_units(graph), True))
+    masks = _alive(graph)
     for mask in masks.values():
         if not mask.any():
             mask[0] = True
     return Masks(masks)
+
+
+def _alive(graph: Graph) -> dict[str, np.ndarray]:
+    if graph.unit == "weight":
+        return weight_masks(graph)
+    return graph.masks_of(np.append(~dead_units(graph), True))
 
 
 def set_masks(graph: Graph, masks: Mapping) -> None:
@@ -203,8 +210,8 @@ def set_masks(graph: Graph, masks: Mapping) -> None:
         masks: group name to bool array, True = keep; missing groups are opened.
 
     Raises:
-        ValueError: if the model has no gates, masks belong to another model, or a group
-            is emptied.
+        ValueError: if the model has no gates, or none on what is to be closed, masks
+            belong to another model, or a group is emptied.
 
     Example:
 
@@ -218,18 +225,53 @@ def set_masks(graph: Graph, masks: Mapping) -> None:
     small = tfprune.compact(gated)
     ```
     """
+    if not isinstance(graph, Graph):
+        raise ValueError(
+            "`graph` must be the `tfprune.Graph` of a model with gates. Received: "
+            f"{graph!r}. Make it once, by `graph = tfprune.Graph(model)`."
+        )
     if not has_gates(graph.model):
         raise ValueError(
             "`graph` must be of a model with gates, and there are none to close. "
             f"Received: the graph of {graph.model.name!r}. Pass that of "
             "`tfprune.prune_wrap(model)`, or use `tfprune.apply_masks`."
         )
+    _check_gated(graph, masks)
     if isinstance(graph, WeightGraph):
         set_weight_masks(graph, masks)
         return
     kept = graph.kept(masks)
     for variable, labels in gate_masks(graph):
         variable.assign(kept(labels))
+
+
+def _check_gated(graph: Graph, masks: Mapping) -> None:
+    """Raises unless all that masks close has gates, or is closed without."""
+    graph.check(masks)
+    gated = gated_entries(graph)
+    bare = {name for name, mask in masks.items() if not np.all(mask | gated[name])}
+    alive = _alive(graph) if bare else {}
+    bare = [k for k in bare if not np.all(masks[k] | gated[k] | ~alive[k])]
+    if bare:
+        raise ValueError(
+            f"`masks` must close what has gates only. Received: {sorted(bare)[:8]} "
+            f"have none of unit {graph.unit!r} in {graph.model.name!r}. Wrap these "
+            "layers too, or take a graph of what its gates close: `Graph(model)` for "
+            'channels, `Graph(model, unit="weight")` for single weights.'
+        )
+
+
+def gated_entries(graph: Graph) -> dict[str, np.ndarray]:
+    """Returns, for every group, which of its entries a gate can close."""
+    if isinstance(graph, WeightGraph):
+        return {
+            group.name: np.full(group.size, graph.kernels[group.name].gate is not None)
+            for group in graph.groups
+        }
+    gated = np.zeros(graph.num_units + 1, bool)
+    for _, labels in gate_masks(graph):
+        gated[graph.units(labels)] = True
+    return graph.masks_of(gated)
 
 
 def gate_masks(graph: Graph) -> list:
