@@ -350,10 +350,22 @@ def test_patterns_that_match_nothing(name):
     settings = {"scope": {"*": 0.5, "fc9": 0.5}} if name == "scope" else {name: "fc9"}
     amount = {} if name == "scope" else {"compression": 2}
     optimizer = GlobalSparseMomentum(**amount, **settings)
-    with pytest.raises(
-        ValueError, match=f"`{name}`: the path pattern 'fc9' matches no"
+    with pytest.warns(
+        UserWarning, match=f"`{name}`: the path pattern 'fc9' matches no"
     ):
         optimizer.build(network().trainable_variables)
+
+
+@pytest.mark.filterwarnings("ignore:.*matches no trainable")
+def test_layers_named_by_patterns_may_be_frozen(tmp_path):
+    model = compiled(exclude=["conv/*"])
+    fit(model, 1)
+    model.get_layer("conv").trainable = False
+    model.save(tmp_path / "frozen.keras")
+    again = keras.models.load_model(tmp_path / "frozen.keras")
+    before = again.get_layer("conv").kernel.numpy()
+    fit(again, 1)
+    np.testing.assert_array_equal(again.get_layer("conv").kernel, before)
 
 
 def test_gradients_that_are_no_numbers_are_not_hidden():

@@ -155,6 +155,12 @@ def test_kernels_that_were_not_moved_stay_whole(data):
     assert kept["aside/kernel"] == 20 * 30 and kept["fc1/kernel"] == 20 * 64
     left = kept["fc2/kernel"] + kept["logits/kernel"]
     assert left == (64 * 32 + 32 * 4) // 20
+    # Frozen as a whole, for export, it ends as it trained.
+    model.trainable = False
+    sparse = strip(remove_passive(model, verbose=0))
+    kept = {k.path: np.count_nonzero(k) for k in sparse.weights if k.ndim > 1}
+    assert kept.pop("aside/kernel") == 20 * 30
+    assert sum(kept.values()) == (20 * 64 + 64 * 32 + 32 * 4) // 20
 
 
 # Before the first step ----------------------------------------------------------------

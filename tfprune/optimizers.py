@@ -126,10 +126,13 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
         for name, patterns in given.items():
             for pattern in patterns:
                 if not any(_matches(variable, [pattern]) for variable in variables):
-                    raise ValueError(
+                    # No error: it may name a layer that is frozen now, which no
+                    # optimizer is told of.
+                    warnings.warn(
                         f"`{name}`: the path pattern {pattern!r} matches no trainable "
                         "variable. A layer's kernel is '<layer>/kernel', all of its "
-                        f"variables are '<layer>/*'. Those are: {_paths(variables)}"
+                        f"variables are '<layer>/*'. Those are: {_paths(variables)}",
+                        stacklevel=4,
                     )
 
     # What is pruned --------------------------------------------------------------
@@ -166,13 +169,10 @@ class GlobalSparseMomentum(keras.optimizers.Optimizer):
         return 1 - 1 / self.compression if self.sparsity is None else self.sparsity
 
     def trained_variables(self) -> list:
-        """Returns the variables that it was built with and has moved, and still may."""
+        """Returns the variables that it has moved, and still may: all if none may."""
         pairs = zip(self._trainable_variables, self.momentums, strict=True)
-        return [
-            variable
-            for variable, momentum in pairs
-            if variable.trainable and momentum.numpy().any()
-        ]
+        moved = [variable for variable, momentum in pairs if momentum.numpy().any()]
+        return [variable for variable in moved if variable.trainable] or moved
 
     def decay_budget(self, steps: int, start: int = 0) -> float:
         """Returns the decay of a run: it leaves about exp(-this) of a passive weight.
