@@ -12,6 +12,7 @@ from tfprune.budget import Budget
 from tfprune.callbacks import MaskSummaries, PruneToBudget, Snapshots
 from tfprune.costs import cost
 from tfprune.graph import Graph
+from tfprune.importances import LOBS
 from tfprune.schedules import Constant, OneShot, Periodic, Polynomial
 from tfprune.surgery import prune_wrap, read_masks
 
@@ -435,10 +436,22 @@ def test_importance_that_needs_data_is_refused():
         def update_state(self, model, x, y):
             pass
 
+    class Batches:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            raise IndexError
+
     with pytest.raises(ValueError, match="needs data"):
         PruneToBudget(Taylor(), HALF)
     with pytest.raises(ValueError, match="takes no data"):
         PruneToBudget("magnitude", HALF, data=[])
+    with pytest.raises(ValueError, match="`data` must be .*, not arrays"):
+        PruneToBudget("taylor", HALF, data=(np.zeros((4, 8, 8, 3)), np.zeros(4)))
+    # Batches without labels, and what has them by number, are data.
+    PruneToBudget(LOBS(), HALF, data=[np.zeros((4, 3))])
+    PruneToBudget("taylor", HALF, data=Batches())
     PruneToBudget(lambda graph: Taylor()(graph), HALF)
 
 

@@ -12,11 +12,13 @@ def check_batches(name: str, data) -> None:
         name: what the argument is called.
         data: what was given for it.
     """
-    is_list = isinstance(data, (tuple, list))
+    # A list of arrays may be one of batches without labels.
+    is_pair = isinstance(data, tuple)
     is_arrays = hasattr(data, "shape") or (
-        is_list and not all(isinstance(batch, (tuple, list)) for batch in data)
+        is_pair and not all(isinstance(batch, (tuple, list)) for batch in data)
     )
-    if is_arrays or not hasattr(data, "__iter__"):
+    is_indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if is_arrays or not (is_indexed or hasattr(data, "__iter__")):
         raise ValueError(
             f"`{name}` must be a dataset of batches `(x, y)`, not arrays. Received: "
             f"{_described(data)}. {_MAKE}"
