@@ -76,6 +76,20 @@ def test_nested_model_with_dicts_inside_and_out():
     check(model, "nested/left", "nested/right", "conv")
 
 
+@pytest.mark.filterwarnings("ignore:.* structure of `inputs`")
+def test_nested_model_called_with_more_than_its_inputs():
+    a, b = layers.Input((6,), name="b"), layers.Input((7,), name="a")
+    x = layers.Concatenate()([layers.Dense(8, name="left")(a), b])
+    nested = keras.Model({"b": a, "a": b}, x, name="nested")
+    inputs = layers.Input((4,))
+    sizes = {"c": 5, "b": 6, "a": 7}
+    given = {k: layers.Dense(n, "relu", name=k)(inputs) for k, n in sizes.items()}
+    model = keras.Model(inputs, layers.Dense(3, name="logits")(nested(given)))
+    _, masks, small = check(model, "a", "b", "nested/left")
+    left = small.get_layer("nested").get_layer("left")
+    assert left.kernel.shape[0] == masks["b"].sum()
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_nested_model_of_a_list_called_with_a_dict(beside):
     a, b = layers.Input((6,), name="z"), layers.Input((7,), name="a")

@@ -128,8 +128,10 @@ def inputs_in_order(functional: Functional, inputs) -> list:
     As Keras does: a dict may name the inputs of a model of a list, and more than these.
     """
     own = functional._inputs_struct
-    if isinstance(inputs, dict) and not isinstance(own, dict):
-        inputs = [inputs[each.name] for each in tree.flatten(own)]
+    if isinstance(inputs, dict):
+        names = own if isinstance(own, dict) else [x.name for x in tree.flatten(own)]
+        inputs = {name: inputs[name] for name in names}
+        inputs = inputs if isinstance(own, dict) else list(inputs.values())
     return tree.flatten(inputs)
 
 

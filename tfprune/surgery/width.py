@@ -84,9 +84,12 @@ def width_for(
 
     low, high = 1e-9, 1.0
     if not is_enough(low):
+        least = cost(graph, _narrow(graph, low, multiple_of)).macs / cost(graph).macs
         raise ValueError(
-            f"`flops_reduction` cannot be met by narrower layers. Received: "
-            f"flops_reduction={flops_reduction!r} for {graph.model.name!r}."
+            "`flops_reduction` must be one that narrower layers can meet: at most "
+            f"{1 - least:.3g} for {graph.model.name!r} with layers of {multiple_of} "
+            f"channels. Received: flops_reduction={flops_reduction!r}, "
+            f"multiple_of={multiple_of!r}. Lower either."
         )
     for _ in range(30):
         middle = (low + high) / 2
