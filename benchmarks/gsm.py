@@ -16,9 +16,10 @@ on MNIST, with Nesterov momentum and, but for GSM, biases at twice the learning 
 600 on CIFAR-10, which has no other), but that what is reported is one evaluation at the
 end, where they take the mean of the last ten. Runs go to a file, a line each with
 seed, epochs and command, as soon as they are done; a run that is in it is not repeated,
-and trained weights are kept beside it. Every method starts from the same trained
-network of its seed, trains for as many epochs and ends with the same number of weights.
-Tickets train from the initialization, all for as long. The short schedule of
+and trained weights are kept beside it. A run of the full schedule that was stopped goes
+on from its last epoch, with its batches in another order. Every method starts from the
+same trained network of its seed, trains for as many epochs and ends with the same
+number of weights. Tickets train from the initialization, all for as long. The short schedule of
 LeNet-300-100 was chosen on 10,000 training images held out: some twenty settings of
 GSM, four learning rates of cubic magnitude, of which the largest did best; one shot
 takes that rate, tickets were not tuned. Seventy settings more (smaller batches,
@@ -215,6 +216,7 @@ class Bench:
         self.batches, self.test = data
         self._results, self._directory = results, Path(f"{options.results}.weights")
         self._directory.mkdir(exist_ok=True)
+        self._method = None
 
     # Trainings -----------------------------------------------------------------
 
@@ -222,12 +224,16 @@ class Bench:
         keras.utils.set_random_seed(self.keys["seed"])
         return getattr(networks, self.keys["net"])(keras)
 
-    def fit(self, model, phase, optimizer, *callbacks):
+    def fit(self, model, phase, optimizer, *callbacks, method=None):
         # Callbacks are asked after every step, and cost more than a step of LeNet-300.
         at_once = 1 if callbacks else self.plan.steps
         model.compile(optimizer, LOSS, steps_per_execution=at_once)
         data = self.batches(self.plan.batch, self.keys["seed"])
-        settings = {"shuffle": False, "verbose": 0, "callbacks": [*callbacks]}
+        callbacks = [*callbacks]
+        if self.keys["schedule"] == "full":
+            stopped = self._file(f"-{method or self._method}.stopped")
+            callbacks.append(keras.callbacks.BackupAndRestore(stopped))
+        settings = {"shuffle": False, "verbose": 0, "callbacks": callbacks}
         model.fit(data, epochs=phase.epochs, **settings)
         return model
 
@@ -248,7 +254,8 @@ class Bench:
         if path.exists():
             model.load_weights(path)
             return model
-        self.fit(model, self.plan.base, self.plain(self.plan.base))
+        base = self.plan.base
+        self.fit(model, base, self.plain(base), method=BASE)
         model.save_weights(path)
         return model
 
@@ -274,7 +281,9 @@ class Bench:
         if found:
             return found
         start = time.perf_counter()
+        outer, self._method = self._method, method
         model, more = METHODS[method](self)
+        self._method = outer
         kept = tfprune.read_masks(tfprune.Graph(tfprune.strip(model), unit="weight"))
         row = {
             **keys,
@@ -367,8 +376,11 @@ class Bench:
         return {name: 1 - float(np.mean(mask)) for name, mask in masks.items()}
 
     def _ticket_path(self):
+        return self._file(".keras")
+
+    def _file(self, ending):
         name = "-".join(str(value) for value in self.keys.values())
-        return self._directory / f"{name}.keras"
+        return self._directory / f"{name}{ending}"
 
     def _train_ticket(self, ticket):
         phase = self.plan.ticket
