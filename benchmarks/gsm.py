@@ -19,12 +19,12 @@ seed, epochs and command, as soon as they are done; a run that is in it is not r
 and trained weights are kept beside it. A run of the full schedule that was stopped goes
 on from its last epoch, with its batches in another order. Every method starts from the
 same trained network of its seed, trains for as many epochs and ends with the same
-number of weights. Tickets train from the initialization, all for as long. The short schedule of
-LeNet-300-100 was chosen on 10,000 training images held out: some twenty settings of
-GSM, four learning rates of cubic magnitude, of which the largest did best; one shot
-takes that rate, tickets were not tuned. Seventy settings more (smaller batches,
-Nesterov, half of the epochs with the masks held) brought GSM level with cubic there,
-98.0 % each, not above. The paper's ResNet-50 on ImageNet is not run.
+number of weights. Tickets train from the initialization, all for as long. The short
+schedule of LeNet-300-100 was chosen on 10,000 training images held out: some twenty
+settings of GSM, four learning rates of cubic magnitude, of which the largest did best;
+one shot takes that rate, tickets were not tuned. Seventy settings more (smaller
+batches, Nesterov, half of the epochs with the masks held) brought GSM level with cubic
+there, 98.0 % each, not above. The paper's ResNet-50 on ImageNet is not run.
 """
 
 import argparse

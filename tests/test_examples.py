@@ -75,13 +75,11 @@ def test_demo_fails_loudly(demo):
         assert word in sentence
 
 
-def test_demo_notices_another_network(demo, tmp_path, images):
-    # A SavedModel of another network must be noticed.
-    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
-    other = keras.Sequential([*model.layers, keras.layers.Rescaling(2.0)])
-    other.build((None, 8, 8, 3))
-    other.export(tmp_path / "other", verbose=False)
-    assert demo.reload_elsewhere(model, tmp_path / "other", images[0]) > 0.5
+def test_demo_notices_another_network(demo, monkeypatch, images):
+    code = "import sys, numpy as np; np.save(sys.argv[3], 2 * np.load(sys.argv[2]))"
+    monkeypatch.setattr(demo, "_RELOAD", code)
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Identity()])
+    assert demo.reload_elsewhere(model, "other", images[0]) == pytest.approx(1)
 
 
 def test_demo_says_why_the_saved_model_does_not_run(demo, monkeypatch, images):
@@ -146,7 +144,7 @@ def test_gsm(capsys, tmp_path):
 
 
 def test_runtime_pruning(capsys):
-    accuracy, shares = load("examples/runtime_pruning.py").main(16, (3, 3))
+    accuracy, shares = load("examples/runtime_pruning.py").main(16, (3, 2))
     assert accuracy > 0.15
     assert 0 < shares.mean() < 0.5
     assert re.search(r"\d+% of the work", capsys.readouterr().out)

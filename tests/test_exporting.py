@@ -86,15 +86,23 @@ def test_two_inputs_and_named_outputs(tmp_path):
             assert tfprune.export(model, path, format=format).exists()
 
 
-def test_the_artefact_needs_no_tfprune(make_residual, tmp_path):
-    path = tfprune.export(tfprune.prune_wrap(make_residual()), tmp_path / "small")
+def test_artefacts_need_no_tfprune(make_residual, images, tmp_path):
+    gated = tfprune.prune_wrap(make_residual())
+    tfprune.export(gated, tmp_path / "small")
+    tfprune.export(gated, tmp_path / "small.keras", format="keras")
+    np.save(tmp_path / "x.npy", images[0])
     code = (
-        "import sys; sys.modules['tfprune'] = None; import tensorflow as tf, numpy;"
-        "model = tf.saved_model.load(sys.argv[1]);"
-        "print(model.serve(numpy.zeros((2, 8, 8, 3), 'float32')).shape)"
+        "import os, sys; sys.modules['tfprune'] = None; os.chdir(sys.argv[1])\n"
+        "import keras, numpy as np, tensorflow as tf\n"
+        "x = np.load('x.npy')\n"
+        "artefact = tf.saved_model.load('small')\n"
+        "models = artefact.serve, keras.models.load_model('small.keras')\n"
+        "np.save('y.npy', [np.array(model(x)) for model in models])\n"
     )
-    output = subprocess.check_output([sys.executable, "-c", code, path], text=True)
-    assert output.strip() == "(2, 3)"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+    expected = tfprune.compact(gated)(images[0])
+    for received in np.load(tmp_path / "y.npy"):
+        np.testing.assert_allclose(received, expected, atol=1e-6)
 
 
 def test_litert_and_keras_files(model, images, tmp_path):

@@ -1,6 +1,5 @@
 """compact: exact slices, the same names, plain Keras, and a certificate."""
 
-import subprocess
 import sys
 
 import checker
@@ -74,22 +73,6 @@ def test_result_is_plain_keras(pruned):
     for layer in small._flatten_layers():
         assert type(layer).__module__.startswith("keras.")
     assert all(v.constraint is None for v in small.variables)
-
-
-def test_loads_where_tfprune_is_not_installed(pruned, tmp_path):
-    model, _, small = pruned
-    inputs = checker.make_inputs(model)
-    small.save(tmp_path / "small.keras")
-    np.save(tmp_path / "x.npy", inputs)
-    program = (
-        "import sys; sys.modules['tfprune'] = None\n"
-        "import keras, numpy as np\n"
-        f"x = np.load({str(tmp_path / 'x.npy')!r})\n"
-        f"model = keras.models.load_model({str(tmp_path / 'small.keras')!r})\n"
-        f"np.save({str(tmp_path / 'y.npy')!r}, model(x))\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    assert np.array_equal(np.load(tmp_path / "y.npy"), small(inputs))
 
 
 def test_masks_none_of_a_masked_model(pruned):
