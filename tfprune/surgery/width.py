@@ -87,9 +87,8 @@ def width_for(
         least = cost(graph, _narrow(graph, low, multiple_of)).macs / cost(graph).macs
         raise ValueError(
             "`flops_reduction` must be one that narrower layers can meet: at most "
-            f"{1 - least:.3g} for {graph.model.name!r} with layers of {multiple_of} "
-            f"channels. Received: flops_reduction={flops_reduction!r}, "
-            f"multiple_of={multiple_of!r}. Lower either."
+            f"{1 - least:.3g} here. Received: flops_reduction={flops_reduction!r} and "
+            f"multiple_of={multiple_of!r} for {graph.model.name!r}. Lower either."
         )
     for _ in range(30):
         middle = (low + high) / 2
