@@ -1,13 +1,19 @@
 """Deployment artefacts, checked against the model before they take their name."""
 
 import contextlib
+import importlib.util
 import warnings
 from pathlib import Path
 
 import keras
 
 from tfprune import surgery, writing
-from tfprune.graph.nodes import as_functional, flatten_layers, input_structure
+from tfprune.graph.nodes import (
+    as_functional,
+    flatten_layers,
+    input_structure,
+    inside_call,
+)
 from tfprune.layers.runtime_conv import RuntimeConv2D
 from tfprune.surgery import certificate
 
@@ -19,6 +25,8 @@ _SUFFIXES = {
     "onnx": ".onnx",
     "keras": ".keras",
 }
+# What writes a file of this format, and what runs it.
+_PACKAGES = {"onnx": ("tf2onnx", "onnxruntime")}
 
 
 def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
@@ -27,9 +35,8 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
     A Keras file is the exception: it needs the code of layers that are not Keras's own.
     Gates are folded away first, so that the artefact is plain TensorFlow. It is
     written beside `path`, loaded again and run on probe inputs, and takes its name
-    only when its outputs are those of the model (an ONNX file is run where
-    onnxruntime is installed). The model is not changed, and on any failure `path` is
-    as it was.
+    only when its outputs are those of the model. The model is not changed, and on any
+    failure `path` is as it was.
 
     Args:
         model: built Functional or Sequential model, with or without gates; of a
@@ -50,7 +57,7 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
         ValueError: an unknown format, a path that does not suit it, or an artefact
             whose outputs differ from the model's.
         OSError: `path` exists, or cannot be written.
-        ImportError: the package a format needs is missing.
+        ImportError: the packages that ONNX needs are missing.
 
     Example:
 
@@ -94,6 +101,13 @@ def check_path(path, format, overwrite=False):
             f"format={format!r}. Pass format={by_ending!r}, or another path."
         )
     writing.check_path(path, _SUFFIXES[format], overwrite)
+    packages = _PACKAGES.get(format, ())
+    missing = [each for each in packages if importlib.util.find_spec(each) is None]
+    if missing:
+        raise ImportError(
+            f"`format={format!r}` needs packages that are not installed. "
+            f"Install them with: pip install {' '.join(missing)}"
+        )
 
 
 def _write(model, path, format, sparse):
@@ -104,13 +118,9 @@ def _write(model, path, format, sparse):
         _write_saved_model(model, path)
         return
     settings = {"optimizations": [_sparsity()]} if sparse else {}
-    try:
+    # As in `_write_saved_model`: what augments in training does not in a file.
+    with inside_call(model, training=False):
         model.export(path, format=format, verbose=False, **settings)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"`format={format!r}` needs the package `{error.name}`, which is not "
-            f"installed. Install it with: pip install {error.name}"
-        ) from error
 
 
 def _check_convertible(model):
@@ -152,8 +162,7 @@ def _write_saved_model(model, path):
 def _verify(model, path, format, inputs, expected):
     try:
         received = _RUNNERS[format](model, path, inputs)
-        if received is not None:
-            certificate.certify(expected, received, model)
+        certificate.certify(expected, received, model)
     except Exception as error:
         if "Flex" in str(error):
             raise ValueError(
@@ -186,11 +195,8 @@ def _run_litert(model, path, inputs):
 
 
 def _run_onnx(model, path, inputs):
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        # What writes ONNX files can do without what runs them.
-        return None
+    import onnxruntime
+
     return onnxruntime.InferenceSession(path).run(None, _named(model, inputs))
 
 
