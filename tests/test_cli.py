@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import tfprune
 import tfprune_command
-from tfprune import importances
+from tfprune import importances, reports
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,6 +65,27 @@ def test_prune_writes_a_saved_model(run, saved, tmp_path):
     assert (code, err) == (0, "")
     artefact = tf.saved_model.load(str(tmp_path / "small"))
     assert artefact.serve(np.zeros((1, 8, 8, 3), "float32")).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix"),
+    [("keras", ".keras"), ("litert", ".tflite"), ("onnx", ".onnx")],
+)
+def test_file_sizes_are_those_of_one_format_and_of_models_alone(
+    run, saved, images, tmp_path, format, suffix
+):
+    model = keras.saving.load_model(saved)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(*images, verbose=0)
+    model.save(saved)
+    code, out, err = run("prune", saved, "-o", tmp_path / f"small{suffix}")
+    assert (code, err) == (0, "")
+    plain = keras.saving.load_model(saved, compile=False)
+    tfprune.export(plain, tmp_path / f"dense{suffix}", format=format)
+    (line,) = (line for line in out.splitlines() if "file size" in line)
+    for name in ("dense", "small"):
+        size = reports.bytes_on_disk(tmp_path / f"{name}{suffix}")
+        assert reports.file_size(size) in line
 
 
 def test_options_reach_the_budget(run, saved, tmp_path):

@@ -1,6 +1,8 @@
 """What the commands do; `tfprune_command` says how they are called."""
 
 import re
+import tempfile
+from pathlib import Path
 
 import keras
 
@@ -27,11 +29,14 @@ def prune(path, output, force, importance, **options):
     format = _FORMATS.get(output.suffix, "tf_saved_model")
     _check_output(output, format, force)
     dense = _load(path)
-    size = path.stat().st_size
     pruned = pruning.prune(dense, importance=importances.get(importance), **options)
+    # The given file may be of another format, and hold the state of an optimizer.
+    with tempfile.TemporaryDirectory() as directory:
+        like_output = Path(directory, output.name)
+        exporting.export(graph.Graph(dense).model, like_output, format=format)
+        before = _measure(dense, like_output)
     exporting.export(pruned, output, format=format, overwrite=force)
-    before = _measure(dense, size)
-    after = _measure(pruned, reports.bytes_on_disk(output))
+    after = _measure(pruned, output)
     _print(reports.comparison_table(before, after, title=str(output)))
     for path in costs.cost(dense).uncounted:
         print(f"not among the multiply-accumulates: {path}, which was not followed")
@@ -69,9 +74,9 @@ def _reason(error) -> str:
     return text
 
 
-def _measure(model, file_bytes):
+def _measure(model, path):
     cost = costs.cost(model)
-    return reports.Measurements(cost.params, cost.macs, file_bytes)
+    return reports.Measurements(cost.params, cost.macs, reports.bytes_on_disk(path))
 
 
 def _print(table):
