@@ -7,6 +7,7 @@ from keras import layers
 
 import tfprune
 from tfprune import Budget, Graph, importances, select
+from tfprune.weight_cuts import removed_weights
 
 
 def net(*kernels):
@@ -124,6 +125,36 @@ def test_n_of_m_in_every_kind_of_kernel(layer, shape, axis):
     assert cut
 
 
+def test_n_of_m_leaves_kernels_whole_whose_floors_it_would_break():
+    graph = weights(np.ones((4, 2)), np.ones((4, 4)))
+    whole = Budget(n_of_m=(2, 4), max_sparsity={"d0/*": 0.0})
+    few = Budget(n_of_m=(2, 4), max_sparsity={"d0/*": 0.4})
+    many = Budget(n_of_m=(2, 4), min_channels=5)
+    for budget in (whole, few, many):
+        masks = select(graph, budget=budget)
+        assert masks["d0/kernel"].all() and masks["d1/kernel"].sum() == 8
+        assert removed_weights(graph, masks, budget)["n_of_m"] == 1
+
+
+@pytest.mark.parametrize("scope", ["global", "uniform", "erk", {"*": 0.5}])
+def test_weights_of_infinite_score_stay(scope):
+    graph = weights(np.ones((4, 4)), np.ones((4, 4)), np.ones((4, 4)))
+    infinite = {"d0/kernel": np.arange(16) < 10, "d1/kernel": np.ones(16, bool)}
+
+    def importance(graph):
+        where = {g.name: infinite.get(g.name, np.zeros(16, bool)) for g in graph.groups}
+        return {name: np.where(each, np.inf, 1.0) for name, each in where.items()}
+
+    budget = None if isinstance(scope, dict) else Budget(sparsity=0.4)
+    masks = select(graph, importance, budget, scope=scope)
+    assert all(masks[name][where].all() for name, where in infinite.items())
+    assert masks.density() < 0.75
+    with pytest.raises(ValueError, match="and finite scores"):
+        select(graph, importance, Budget(sparsity=0.5))
+    masks = select(graph, importance, Budget(n_of_m=(1, 4)))
+    assert all(masks[name][where].all() for name, where in infinite.items())
+
+
 def test_a_part_of_n_of_m_removes_the_smallest_first():
     kernel = np.array([[1.0], [2.0], [3.0], [4.0], [0.1], [0.2], [8.0], [9.0]])
     budget = Budget(n_of_m=(2, 4)).scaled(0.5)
@@ -210,6 +241,15 @@ def test_names_are_the_same_with_gates():
         ({"threshold": "valley"}, "for single weights it is a number"),
         ({"budget": Budget(sparsity=0.5), "scope": "layer"}, "`scope` must be one of"),
         ({"budget": Budget(n_of_m=(4, 8))}, "`n_of_m` removes nothing"),
+        (
+            {"budget": Budget(n_of_m=(2, 4)), "scope": {"d0/*": 0.5}},
+            "takes the same share of every kernel",
+        ),
+        ({"budget": Budget(n_of_m=(2, 4)), "scope": "erk"}, "takes the same share"),
+        (
+            {"budget": Budget(sparsity=0.5, multiple_of=8)},
+            "`multiple_of` rounds numbers of channels",
+        ),
     ],
 )
 def test_what_does_not_go_with_weights(settings, message):
@@ -221,6 +261,9 @@ def test_what_does_not_go_with_channels():
     model = net(np.ones((4, 4)))
     with pytest.raises(ValueError, match="`n_of_m` is a pattern of single weights"):
         select(Graph(model), budget=Budget(n_of_m=(2, 4)))
+    with pytest.raises(ValueError, match="Received: a graph of blocks"):
+        graph = Graph(model, unit="weight", block=(2, 1))
+        select(graph, budget=Budget(n_of_m=(2, 4)))
     with pytest.raises(ValueError, match="`scope` must be one of"):
         select(Graph(model), budget=Budget(sparsity=0.5), scope="erk")
     with pytest.raises(ValueError, match="`block` does not go with unit='channel'"):

@@ -25,13 +25,14 @@ class Budget:
             with a graph of those), in [0, 1).
         n_of_m: `(n, m)`, for graphs of single weights: of every m weights in a row
             along the input axis of a kernel the n best stay, such as `(2, 4)`. Kernels
-            without one, as of depthwise convolutions and `Embedding`, stay whole.
+            without one, as of depthwise convolutions and `Embedding`, stay whole, and
+            so do those of which `max_sparsity` or `min_channels` lets fewer go.
         max_sparsity: largest fraction removed from any one group, in [0, 1], or
             `{path pattern: fraction}`, where the first pattern that matches a group
             counts and 0 keeps it whole; None for no such cap. The papers' floor of
             10 % kept is 0.9.
         min_channels: units that stay in every group, at least 1.
-        multiple_of: kept units of a group are rounded up to a multiple of this
+        multiple_of: kept channels of a group are rounded up to a multiple of this
             (8 or 16 suit vector units), as far as the group has them.
         in_force: fraction of what `n_of_m` removes that is to go, in [0, 1]: those with
             the lowest scores. Schedules set it. Defaults to 1.
@@ -105,3 +106,27 @@ def _check_n_of_m(n_of_m) -> None:
             "`n_of_m` must be two ints with 0 < n < m: of every m weights n stay, such "
             f"as (2, 4). Received: n_of_m={n_of_m!r}"
         )
+
+
+def most_removed(graph, budget: Budget) -> np.ndarray:
+    """Returns how many units of each group of a graph may go."""
+    caps = budget.max_sparsity
+    by_pattern = caps if isinstance(caps, Mapping) else {}
+    cap_of: dict[str, float] = {}
+    for pattern, cap in by_pattern.items():
+        for group in graph.match(pattern):
+            cap_of.setdefault(group.name, cap)
+    default = 1.0 if caps is None or by_pattern else caps
+    most = []
+    for group in graph.groups:
+        # The tolerance keeps 0.9 of 10 at 9, whatever 1 - 0.9 is in floats.
+        share = 1 - cap_of.get(group.name, default)
+        least = max(budget.min_channels, int(np.ceil(group.size * share - 1e-9)))
+        least = min(group.size, least)
+        most.append(group.size - round_up(least, group.size, budget.multiple_of))
+    return np.array(most, np.int64)
+
+
+def round_up(kept, size, multiple_of: int):
+    """Returns numbers of units as the next multiples, as far as there are so many."""
+    return np.minimum(size, -(-kept // multiple_of) * multiple_of)

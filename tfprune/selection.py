@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tfprune import importances, thresholds
-from tfprune.budget import Budget
+from tfprune.budget import Budget, most_removed, round_up
 from tfprune.checks import check_number
 from tfprune.costs import Counter, warn_of_uncounted
 from tfprune.cuts import select_above, select_by_rule
@@ -73,13 +73,12 @@ def select(
         return select_above(graph, scores, threshold)
     budget = budget or Budget()
     if is_weights:
-        least = np.array([g.size for g in graph.groups]) - most_removed(graph, budget)
         fractions = (
             scope
             if not by_fraction and scope != "uniform"
             else _fractions(graph, scope)
         )
-        return select_weights(graph, scores, least, budget, fractions)
+        return select_weights(graph, scores, budget, fractions)
     ranking = Ranking(graph, scores, budget)
     if scope == "global":
         plan = _GlobalPlan(ranking, scores)
@@ -136,10 +135,27 @@ def _check_arguments(graph, budget, threshold, scope) -> None:
             "`budget` needs a target: flops_reduction, params_reduction, sparsity or "
             f"n_of_m. Received: {budget}"
         )
-    if budget is not None and budget.n_of_m is not None and not is_weights:
+    if budget is not None and budget.n_of_m is not None:
+        _check_pattern(graph, budget, scope)
+    if budget is not None and budget.multiple_of != 1 and is_weights:
         raise ValueError(
-            "`n_of_m` is a pattern of single weights. Received: a graph with "
-            f'unit={graph.unit!r}. Pass `Graph(model, unit="weight")`.'
+            "`multiple_of` rounds numbers of channels, and the units of the graph are "
+            f"weights. Received: {budget}. Leave it out."
+        )
+
+
+def _check_pattern(graph, budget, scope) -> None:
+    if not isinstance(graph, WeightGraph) or graph.block:
+        raise ValueError(
+            "`n_of_m` is a pattern of single weights. Received: a graph of "
+            f"{'blocks' if graph.unit == 'weight' else 'channels'}. Pass "
+            '`Graph(model, unit="weight")`.'
+        )
+    if scope not in ("global", "uniform"):
+        raise ValueError(
+            "`n_of_m` takes the same share of every kernel, so no other `scope` goes "
+            f"with it. Received: scope={scope!r}. To keep kernels whole: "
+            "`Budget(n_of_m=..., max_sparsity={path pattern: 0.0})`."
         )
 
 
@@ -187,29 +203,6 @@ def _fractions(graph: Graph, scope) -> dict[str, float]:
     return fractions
 
 
-def most_removed(graph: Graph, budget: Budget) -> np.ndarray:
-    """Returns how many units of each group may go."""
-    caps = budget.max_sparsity
-    by_pattern = caps if isinstance(caps, Mapping) else {}
-    cap_of: dict[str, float] = {}
-    for pattern, cap in by_pattern.items():
-        for group in graph.match(pattern):
-            cap_of.setdefault(group.name, cap)
-    default = 1.0 if caps is None or by_pattern else caps
-    most = []
-    for group in graph.groups:
-        # The tolerance keeps 0.9 of 10 at 9, whatever 1 - 0.9 is in floats.
-        share = 1 - cap_of.get(group.name, default)
-        least = max(budget.min_channels, int(np.ceil(group.size * share - 1e-9)))
-        least = min(group.size, least)
-        most.append(group.size - _round_up(least, group.size, budget.multiple_of))
-    return np.array(most, np.int64)
-
-
-def _round_up(kept, size, multiple_of: int):
-    return np.minimum(size, -(-kept // multiple_of) * multiple_of)
-
-
 class Ranking:
     """The order in which each group loses its units, and how many it may lose.
 
@@ -239,7 +232,7 @@ class Ranking:
     def kept(self, removed: np.ndarray) -> np.ndarray:
         """Returns how many units each group keeps when this many should go."""
         kept = self.sizes - np.minimum(removed, self.caps)
-        return _round_up(kept, self.sizes, self.budget.multiple_of)
+        return round_up(kept, self.sizes, self.budget.multiple_of)
 
     def keep(self, kept: np.ndarray) -> np.ndarray:
         """Returns per unit whether it stays, as `Graph.keep` does for masks."""

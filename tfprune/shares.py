@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from tfprune.budget import Budget
+from tfprune.budget import Budget, most_removed
 from tfprune.graph import Graph
 from tfprune.masks import Masks
-from tfprune.selection import most_removed
 
 
 def remove_share(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tfprune.budget import most_removed
 from tfprune.graph import WeightGraph
 from tfprune.largest import largest
 from tfprune.masks import Masks
@@ -12,7 +13,6 @@ from tfprune.masks import Masks
 def select_weights(
     graph: WeightGraph,
     scores: Mapping,
-    least: np.ndarray,
     budget,
     fractions: str | Mapping,
 ) -> Masks:
@@ -20,8 +20,8 @@ def select_weights(
 
     Args:
         graph: graph of single weights.
-        scores: `{group name: float array of shape (size,)}`.
-        least: int array with how many units of each group stay at least.
+        scores: `{group name: float array of shape (size,)}`; infinite ones keep their
+            units.
         budget: a `tfprune.Budget`.
         fractions: `"global"`, `"erk"`, or `{group name: fraction}` to remove, scaled by
             one factor to meet the target of the budget, if it has one.
@@ -32,6 +32,8 @@ def select_weights(
         masks = _n_of_m(graph, arrays, budget)
     else:
         sizes = np.array([group.size for group in graph.groups], np.int64)
+        infinite = np.array([np.isinf(array).sum() for array in arrays], np.int64)
+        least = np.maximum(sizes - most_removed(graph, budget), infinite)
         removed = _number_removed(graph, budget, int(sizes.sum()))
         if removed is not None and removed > (sizes - least).sum():
             raise ValueError(_unreachable(graph, budget, sizes, least))
@@ -71,7 +73,8 @@ def _unreachable(graph, budget, sizes, least) -> str:
     return (
         f"`budget` cannot be met: at most {most:.6f} of the {sizes.sum()} units in "
         f"{len(sizes)} kernels of {graph.model.name!r} can be removed within its "
-        f"floors. Received: {budget}. Ask for less, or raise `max_sparsity`."
+        f"floors and finite scores. Received: {budget}. Ask for less, or raise "
+        "`max_sparsity`."
     )
 
 
@@ -132,15 +135,19 @@ def _erk(graph: WeightGraph, sizes, least, count: int) -> np.ndarray:
 def _n_of_m(graph: WeightGraph, arrays: list, budget) -> list:
     """Returns masks that keep the best N of every M weights along the input axis."""
     masks = [np.ones(each.size, bool) for each in arrays]
+    counts = _pattern_counts(graph, budget)
     rest = [
         _not_among_best(kernel, array, budget.n_of_m)
-        for kernel, array in zip(graph.kernels.values(), arrays, strict=True)
+        if counts[name]
+        else np.zeros(0, np.int64)
+        for (name, kernel), array in zip(graph.kernels.items(), arrays, strict=True)
     ]
     count = sum(each.size for each in rest)
     if not count:
         raise ValueError(
             f"`n_of_m` removes nothing: no kernel of {graph.model.name!r} has an input "
-            f"axis of more than {budget.n_of_m[0]}. Received: {budget}"
+            f"axis of more than {budget.n_of_m[0]}, finite scores, and a floor that "
+            f"the pattern leaves standing. Received: {budget}"
         )
     share = round(count * (1 - budget.in_force))
     candidates = [a[where] for a, where in zip(arrays, rest, strict=True)]
@@ -151,10 +158,9 @@ def _n_of_m(graph: WeightGraph, arrays: list, budget) -> list:
 
 def _not_among_best(kernel, array: np.ndarray, n_of_m: tuple) -> np.ndarray:
     """Returns the flat indices of weights that are not among the N best of their M."""
-    if kernel.input_axis is None:
-        return np.zeros(0, np.int64)
     values = array.reshape(tuple(kernel.variable.shape))
-    return np.flatnonzero(~keep_of_m(values, kernel.input_axis, n_of_m))
+    keep = keep_of_m(values, kernel.input_axis, n_of_m)
+    return np.flatnonzero(~keep & np.isfinite(values))
 
 
 def keep_of_m(values: np.ndarray, axis: int, n_of_m: tuple) -> np.ndarray:
@@ -181,7 +187,7 @@ def keep_of_m(values: np.ndarray, axis: int, n_of_m: tuple) -> np.ndarray:
     return np.moveaxis(keep[..., : keep.shape[-1] - missing], -1, axis)
 
 
-def removed_weights(graph: WeightGraph, masks: Mapping, n_of_m=None) -> dict:
+def removed_weights(graph: WeightGraph, masks: Mapping, budget=None) -> dict:
     """Returns the fractions that masks remove, under the names of `Budget`."""
     gone = {
         name: int(mask.size - np.count_nonzero(mask)) for name, mask in masks.items()
@@ -193,8 +199,8 @@ def removed_weights(graph: WeightGraph, masks: Mapping, n_of_m=None) -> dict:
         "sparsity": sum(gone.values()) / max(1, graph.num_units),
         "params_reduction": sum(entries.values()) / _count_weights(graph),
     }
-    if n_of_m is not None:
-        most = sum(_count_n_of_m(k, n_of_m) for k in graph.kernels.values())
+    if budget is not None and budget.n_of_m is not None:
+        most = sum(_pattern_counts(graph, budget).values())
         removed["n_of_m"] = sum(gone.values()) / max(1, most)
     return removed
 
@@ -204,6 +210,18 @@ def _count_weights(graph: WeightGraph) -> int:
     layers = {id(layer): layer for _, layer in graph.plain_layers()}
     weights = {id(w): w for layer in layers.values() for w in layer.weights}
     return sum(int(np.prod(weight.shape)) for weight in weights.values())
+
+
+def _pattern_counts(graph: WeightGraph, budget) -> dict[str, int]:
+    """Returns how many weights of each kernel the pattern of a budget removes.
+
+    None of those of whose weights fewer may go: half a pattern is none.
+    """
+    kernels = zip(graph.kernels.items(), most_removed(graph, budget), strict=True)
+    counts = {
+        name: (_count_n_of_m(k, budget.n_of_m), most) for (name, k), most in kernels
+    }
+    return {name: count * (count <= most) for name, (count, most) in counts.items()}
 
 
 def _count_n_of_m(kernel, n_of_m: tuple) -> int:
@@ -216,7 +234,6 @@ def _count_n_of_m(kernel, n_of_m: tuple) -> int:
     return int(np.prod(shape)) // length * gone
 
 
-def without_pattern(graph: WeightGraph) -> list[str]:
-    """Returns the names of the kernels that an N:M pattern leaves whole."""
-    kernels = graph.kernels.items()
-    return [name for name, kernel in kernels if kernel.input_axis is None]
+def without_pattern(graph: WeightGraph, budget) -> list[str]:
+    """Returns the names of the kernels that the pattern of a budget leaves whole."""
+    return [name for name, count in _pattern_counts(graph, budget).items() if not count]

@@ -96,6 +96,16 @@ def test_n_of_m_grows_and_holds():
     assert (model.get_layer("depthwise").layer.kernel.numpy() != 0).all()
 
 
+def test_kernels_that_stay_whole_need_no_gates():
+    model = compiled(tfprune.prune_wrap(net(), WeightMask, layers=["conv"]))
+    budget = Budget(n_of_m=(2, 4), max_sparsity={"conv/kernel": 1.0, "*": 0.0})
+    model.fit(data(), verbose=0, callbacks=[prune(budget)])
+    kernel = tfprune.strip(model).get_layer("conv").kernel.numpy()
+    assert ((kernel.reshape(3, 3, -1, 4, 8) != 0).sum(3) == 2).all()
+    with pytest.raises(ValueError, match="keep them whole"):
+        model.fit(data(), verbose=0, callbacks=[prune(Budget(n_of_m=(2, 4)))])
+
+
 class _Watch(keras.callbacks.Callback):
     """Saves in the middle of an epoch, as any callback may, and looks at zeros."""
 

@@ -100,8 +100,8 @@ class BudgetedCallback(training.PruningCallback):
             raise ValueError(
                 f"`{type(self).__name__}` can only remove what has gates, and "
                 "groups in its scope have none. Received: groups without gates: "
-                f"{', '.join(bare[:8])}. Call `prune_wrap` without `layers`, or, for "
-                "`PruneToBudget`, name gated layers: `scope={path pattern: fraction}`."
+                f"{', '.join(bare[:8])}. Call `prune_wrap` without `layers`, or keep "
+                "them whole: `Budget(max_sparsity={path pattern: 0.0})`."
             )
 
     def masks(self):
@@ -118,7 +118,7 @@ class BudgetedCallback(training.PruningCallback):
     def removed(self, masks):
         """Returns the fractions that `masks` remove, under the names of `Budget`."""
         if self.graph.unit == "weight":
-            return removed_weights(self.graph, masks, self.budget.n_of_m)
+            return removed_weights(self.graph, masks, self.budget)
         left, whole = cost(self.graph, masks), self._dense
         return {
             "flops_reduction": 1 - left.macs / max(whole.macs, 1),

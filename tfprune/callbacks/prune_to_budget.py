@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import keras
 
 from tfprune import importances, schedules, training
+from tfprune.budget import most_removed
 from tfprune.callbacks.budgeted import BudgetedCallback, describe
 from tfprune.callbacks.data import check_batches
 from tfprune.schedules import Polynomial
@@ -140,9 +141,8 @@ class PruneToBudget(BudgetedCallback):
         steps = "an unknown number of" if steps is None else steps
         skipped = [f"{path} ({why})" for path, why in self.graph.skipped.items()]
         if self.budget.n_of_m is not None:
-            skipped += [
-                f"{name} (no input axis)" for name in without_pattern(self.graph)
-            ]
+            left = without_pattern(self.graph, self.budget)
+            skipped += [f"{name} (no pattern fits it)" for name in left]
         more = len(skipped) - MOST_LISTED
         skipped[MOST_LISTED:] = [f"{more} more, see `Graph.skipped`"] * (more > 0)
         return "\n".join(
@@ -160,7 +160,9 @@ class PruneToBudget(BudgetedCallback):
         if isinstance(self.scope, Mapping):
             matches = [self.graph.match(pattern) for pattern in self.scope]
             return {group.name: None for groups in matches for group in groups}
-        return [group.name for group in self.graph.groups]
+        most = most_removed(self.graph, self.budget)
+        groups = zip(self.graph.groups, most, strict=True)
+        return [group.name for group, number in groups if number]
 
     def _catch_up(self):
         """Makes good an update that a resumed model has not seen."""
