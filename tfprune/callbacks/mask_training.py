@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprune import training
-from tfprune.budget import Budget
+from tfprune.budget import Budget, most_removed
 from tfprune.callbacks.budgeted import BudgetedCallback
 from tfprune.callbacks.data import num_batches
 from tfprune.callbacks.score_updates import (
@@ -16,7 +16,7 @@ from tfprune.callbacks.score_updates import (
 from tfprune.checks import check_number
 from tfprune.costs import Counter
 from tfprune.losses import loss_of
-from tfprune.selection import most_removed
+from tfprune.selection import select
 from tfprune.surgery.mask import gate_masks
 
 
@@ -60,7 +60,7 @@ class MaskTraining(BudgetedCallback):
 
     Raises:
         ValueError: for arguments out of range; when training begins, if the model has
-            no trainable masks, or trains on several replicas.
+            no trainable masks, trains on several replicas, or cannot meet the budget.
 
     Source: Xiao et al., "AutoPrune", 2019, equations 7 and 9, algorithm 1. The norm in
     equation 9 is taken as the number of open scores. `budget` follows the density term
@@ -112,7 +112,8 @@ class MaskTraining(BudgetedCallback):
         self._updates = self._make_updates()
         self._updates.sync()
         self._updates.leave_slope(True)
-        self._steps = training.OptimizerSteps(self.model, self.params)
+        # Masks take a step a batch, however many the optimizer gathers.
+        self._batches_of_fit = training.Batches(self.model, self.params)
         # How many batches of `mask_data` the run has taken.
         self._taken = None
         vars(optimizer)["apply"] = self._routed(optimizer)
@@ -123,12 +124,14 @@ class MaskTraining(BudgetedCallback):
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not in `on_train_begin`: `BackupAndRestore` may load another state there.
-        self._steps.begin_epoch(epoch)
+        self._batches_of_fit.begin_epoch(epoch)
         self._updates.begin_epoch()
+        self._looks = 0
         self._look()
-        if self.mask_data is not None and self._steps.position != self._taken:
+        position = self._batches_of_fit.position
+        if self.mask_data is not None and position != self._taken:
             # Skipped batches are read all the same, so only where it is needed.
-            self._taken = self._steps.position
+            self._taken = position
             start = self._taken % self._num_batches
             self._batches = iter(self.mask_data.repeat().skip(start))
 
@@ -142,10 +145,13 @@ class MaskTraining(BudgetedCallback):
             self._taken += 1
 
     def on_train_batch_end(self, batch, logs=None):
+        self._batches_of_fit.end_batch(batch)
         if self._has_budget and self.graph.unit == "channel":
             # Costs are counted in Python: often enough to notice, rarely enough.
             every = max(1, (self.params["steps"] or 100) // 20)
-            if (batch + 1) % every == 0:
+            # Several batches may have passed since it was asked last.
+            if (batch + 1) // every != self._looks:
+                self._looks = (batch + 1) // every
                 self._look()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -307,13 +313,28 @@ class MaskTraining(BudgetedCallback):
                 f"model={self.model.name!r} with {replicas} replicas. Make and compile "
                 "it outside of the strategy's scope."
             )
-        if self._has_budget and self.graph.unit == "weight":
-            name = self.budget.target[0]
-            if name != "sparsity":
-                raise ValueError(
-                    "A budget for masks on single weights has a `sparsity`. "
-                    f"Received: {self.budget}"
-                )
+        if self.mask_data is None and training.inner_optimizer(self.model).use_ema:
+            raise ValueError(
+                "An optimizer with `use_ema=True` would overwrite scores with averages "
+                "of weights when `fit` ends. Received: "
+                f"optimizer={self.model.optimizer.name!r}. Leave it out, or give "
+                "`mask_data`."
+            )
+        if self._has_budget:
+            self._check_budget()
+
+    def _check_budget(self):
+        graph = self.graph
+        if graph.unit == "weight" and self.budget.target[0] != "sparsity":
+            raise ValueError(
+                "A budget for masks on single weights has a `sparsity`. "
+                f"Received: {self.budget}"
+            )
+        most = most_removed(graph, self.budget)
+        names = [group.name for group in graph.groups]
+        self.check_gates([name for name, n in zip(names, most, strict=True) if n])
+        # Raises if it is out of reach, whatever closes.
+        select(graph, "random", self.budget)
 
     def _check_arguments(self):
         if self.budget.multiple_of != 1:

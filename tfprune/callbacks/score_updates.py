@@ -79,7 +79,7 @@ def _scored_channels(gates: list, push: dict) -> Scored:
         mask.scores,
         mask,
         mask=mask.mask,
-        kernels=tuple((gate.gate_variable, (-1,)) for gate in gates),
+        kernels=tuple(pair for gate in gates for pair in gate.masked()),
         norms=norms if mask.learning.rule == "modified" else None,
         push=push.get(id(mask.mask), 1.0),
     )

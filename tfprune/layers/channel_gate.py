@@ -191,6 +191,23 @@ class ChannelGate(SwapWrapper):
             weights = _output_norms(self.layer)
         return ops.abs(self.gate_variable) * weights
 
+    def masked(self) -> list:
+        """Returns `(variable, shape)` of the weights that the mask multiplies.
+
+        Reshaped to this, the mask stands beside the variable.
+        """
+        own, layer = [(self.gate_variable, (-1,))], self.layer
+        if isinstance(layer, layers.BatchNormalization):
+            shift = layer.beta
+        else:
+            variable, axis = _output_kernel(layer)
+            shape = [1] * len(variable.shape)
+            shape[axis] = -1
+            is_depthwise = isinstance(layer, DEPTHWISE)
+            own.append((variable, variable.shape[-2:] if is_depthwise else shape))
+            shift = layer.bias
+        return own if shift is None else [*own, (shift, (-1,))]
+
     @property
     def input_places(self) -> dict:
         """`{(dotted attribute, axis): ChannelMask}` of the masks on what is read."""

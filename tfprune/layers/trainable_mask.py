@@ -111,9 +111,7 @@ class TrainableMask(KernelGate):
         score = self.add_gate_weight(
             "score", index, kernel, dtype="float32", initializer=initializer
         )
-        # Made to train, as TensorFlow never lets a variable train that was not, but no
-        # business of the model's optimizer.
-        score.trainable = False
+        _set_aside(self, score)
         return score
 
     def gated(self, index, kernel):
@@ -169,7 +167,7 @@ class TrainableChannelMask(ChannelMask):
             autocast=False,
             name="score",
         )
-        self.scores.trainable = False
+        _set_aside(self, self.scores)
 
     def factors(self):
         learning = self.learning
@@ -180,6 +178,17 @@ class TrainableChannelMask(ChannelMask):
 
     def get_config(self):
         return {**super().get_config(), **dataclasses.asdict(self.learning)}
+
+
+def _set_aside(layer, score) -> None:
+    """Makes a score no business of the model's optimizer.
+
+    It is made to train, as TensorFlow never lets a variable train that was not.
+    """
+    score.trainable = False
+    # Among those that train, `layer.trainable = True` would make it train.
+    layer._untrack_variable(score)
+    layer._track_variable(score)
 
 
 def set_scores(scores, mask) -> None:
