@@ -87,6 +87,7 @@ WRONG = {
     "learning_rates": lambda: TickTock(data(), BUDGET, learning_rates=1e-3),
     "gate_l1": lambda: TickTock(data(), BUDGET, gate_l1=None),
     "stop": lambda: NetworkSurgery(stop=True),
+    "seed": lambda: NetworkSurgery(seed=None),
     "c['*']": lambda: NetworkSurgery(c="a"),
     "keep_ratio": lambda: KeepRatioSchedule("a"),
     "settle": lambda: PolicyTraining(data(), settle="a"),

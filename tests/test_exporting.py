@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -143,6 +144,20 @@ def test_litert_and_keras_files(model, images, tmp_path):
     reloaded = keras.saving.load_model(path)
     np.testing.assert_array_equal(reloaded(images[0]), model(images[0]))
     assert sorted(os.listdir(tmp_path)) == ["small.keras", "small.tflite"]
+
+
+def test_a_keras_file_holds_nothing_of_tfprune(model, images, tmp_path):
+    model.compile(tfprune.optimizers.GlobalSparseMomentum(compression=2), "mse")
+    graph = tfprune.Graph(model)
+    budget = tfprune.Budget(sparsity=0.5)
+    masked = tfprune.apply_masks(graph, tfprune.select(graph, "random", budget))
+    for each in (model, masked):
+        path = tmp_path / "small.keras"
+        tfprune.export(each, path, format="keras", overwrite=True)
+        with zipfile.ZipFile(path) as archive:
+            assert b"tfprune" not in archive.read("config.json")
+        reloaded = keras.saving.load_model(path)
+        np.testing.assert_array_equal(reloaded(images[0]), each(images[0]))
 
 
 @pytest.mark.parametrize("suffix", ["", ".tflite", ".onnx", ".keras"])

@@ -106,6 +106,13 @@ def test_a_failed_save_leaves_the_old_file(masks, tmp_path, monkeypatch):
     assert Masks.load(tmp_path / "m") == masks
 
 
+def test_a_file_is_as_open_to_others_as_any(masks, tmp_path):
+    masks.save(tmp_path / "m")
+    (tmp_path / "plain").write_text("")
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "text").write_text("no masks")
     np.savez(tmp_path / "others.npz", weights=np.ones(3))

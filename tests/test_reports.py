@@ -63,6 +63,8 @@ def test_comparison_shows_changes_and_leaves_out_what_is_unknown():
     assert "1.90x faster" in lines and "2.00x" not in lines
     lines = text(reports.comparison_table(before, reports.Measurements(params=400)))
     assert "accuracy" not in lines and "file size" not in lines
+    nothing = reports.Measurements(10, 0)
+    assert "multiply-accumulates" in text(reports.comparison_table(nothing, nothing))
 
 
 def test_benchmark_table():

@@ -33,6 +33,7 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
     """Writes a model as an artefact that needs neither tfprune nor the model's code.
 
     A Keras file is the exception: it needs the code of layers that are not Keras's own.
+    It holds the model alone, not compiled.
     Gates are folded away first, so that the artefact is plain TensorFlow. It is
     written beside `path`, loaded again and run on probe inputs, and takes its name
     only when its outputs are those of the model. The model is not changed, and on any
@@ -76,7 +77,9 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
     if format == "litert":
         _check_convertible(model)
     with writing.write_aside(path, _SUFFIXES[format], overwrite) as aside:
-        plain = surgery.strip(model) if surgery.has_gates(model) else model
+        # What a Keras file would hold of an optimizer or constraints may be tfprune's.
+        is_plain = format != "keras" and not surgery.has_gates(model)
+        plain = model if is_plain else surgery.strip(model)
         inputs = certificate.probe_inputs(plain)
         with _PRECISION.get(format, contextlib.nullcontext)(plain):
             # Before writing, because Keras exports to ONNX only what has been called.

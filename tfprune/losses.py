@@ -2,6 +2,8 @@
 
 import contextlib
 
+import keras
+
 from tfprune.layers.swapping import replaced
 
 
@@ -23,6 +25,15 @@ def loss_of(model, x, y, y_pred, sample_weight=None, training: bool = False):
         for metric in model.metrics:
             stack.enter_context(replaced(metric, "update_state", _stand_still))
         return model._compute_loss(x, y, y_pred, sample_weight, training)
+
+
+def as_tensors(*structures) -> list:
+    """Returns structures of arrays as structures of tensors, in which None stays."""
+
+    def as_tensor(value):
+        return value if value is None else keras.ops.convert_to_tensor(value)
+
+    return [keras.tree.map_structure(as_tensor, each) for each in structures]
 
 
 def _stand_still(*args, **kwargs) -> None:

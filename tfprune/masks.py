@@ -83,15 +83,13 @@ class Masks(Mapping):
             path: file path, used as it is; parent directories must exist.
         """
         path = Path(path)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                names = np.array(list(self), dtype=np.str_)
-                np.savez_compressed(file, names, *self.values())
+        names = np.array(list(self), dtype=np.str_)
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=f".{path.name}."
+        ) as room:
+            aside = Path(room, "new.npz")
+            np.savez_compressed(aside, names, *self.values())
             os.replace(aside, path)
-        except BaseException:
-            os.unlink(aside)
-            raise
 
     @classmethod
     def load(cls, path) -> "Masks":

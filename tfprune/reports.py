@@ -131,7 +131,7 @@ def bytes_on_disk(path):
 
 
 def _reduction(old, new):
-    return f"{100 * (new / old - 1):+.1f} %"
+    return f"{100 * (new / old - 1):+.1f} %" if old else ""
 
 
 def _faster(speedup):

@@ -38,8 +38,8 @@ def check(schedule) -> None:
 class Constant:
     """The whole budget from `begin` on, chosen anew every `frequency` steps.
 
-    A unit that was removed comes back when its importance has risen above
-    that of a unit still kept. No choice is made after the last step, since no
+    A channel that was removed comes back when its importance has risen above
+    that of a channel still kept; a single weight is zero then, and stays so. No choice is made after the last step, since no
     training could follow it.
 
     Args:

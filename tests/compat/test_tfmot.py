@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import keras
@@ -436,7 +437,10 @@ def test_schedule_contract(schedule):
             lambda: api.ConstantSparsity(1.0, 0),
             r"`target_sparsity` must lie in \[0, 1\)",
         ),
-        (lambda: api.ConstantSparsity(0.5, -1), "`begin_step` must be an int of at least 0"),
+        (
+            lambda: api.ConstantSparsity(0.5, -1),
+            "`begin_step` must be an int of at least 0",
+        ),
         (lambda: api.ConstantSparsity(0.5, 5, 3), "`end_step` must not come before"),
         (lambda: api.ConstantSparsity(0.5, 0, frequency=0), "`frequency` must be"),
         (lambda: api.PolynomialDecay(0.1, 0.5, 0, -1), "`end_step` must be given"),
@@ -463,6 +467,19 @@ def test_training_that_prunes_nothing_says_so():
     plain.compile("adam", LOSS)
     with pytest.warns(UserWarning, match="found no pruned layer"):
         plain.fit(x, y, verbose=0, callbacks=[api.UpdatePruningStep()])
+
+
+def test_training_without_the_callback_is_refused(capsys):
+    model, (x, y) = api.prune_low_magnitude(classifier()), digits()
+    model.compile("adam", LOSS)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="UpdatePruningStep"):
+        model.fit(x, y, verbose=0)
+    model.evaluate(x, y, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        callbacks = [api.UpdatePruningStep(), tfprune.callbacks.Preflight()]
+        model.fit(x, y, epochs=110, batch_size=64, verbose=0, callbacks=callbacks)
+    assert "masks of 2 layers by ConstantSparsity" in capsys.readouterr().out
 
 
 def test_resumed_training_is_bitwise_the_same(tmp_path):

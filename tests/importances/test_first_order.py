@@ -8,7 +8,7 @@ from builders import head, image
 from keras import layers, ops
 
 import tfprune
-from tfprune.importances import Fisher, Molchanov, Scale, Taylor
+from tfprune.importances import Fisher, Molchanov, Scale, Taylor, WeightFisher
 
 DATA_DRIVEN = [Taylor, Molchanov, Fisher]
 
@@ -312,6 +312,42 @@ def test_sample_weights_count():
         # Keras divides the weighted sum by the sum of the weights: factors of 2.
         ratio = some[name] / half[name]
         np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize("importance", [Taylor, WeightFisher])
+def test_sample_weights_of_outputs_are_as_weights_of_losses(importance, as_dict):
+    def model(loss_weights=None):
+        keras.utils.set_random_seed(1)
+        x = keras.Input((6,))
+        hidden = layers.Dense(8, name="hidden")(x)
+        outputs = [layers.Dense(n, name=f"d{n}")(hidden) for n in (3, 2)]
+        outputs = dict(zip(("a", "b"), outputs, strict=True)) if as_dict else outputs
+        model = keras.Model(x, outputs)
+        losses = {"a": "mse", "b": "mse"} if as_dict else ["mse", "mse"]
+        model.compile("sgd", losses, loss_weights=loss_weights)
+        return model
+
+    def scores(model, weights=None):
+        scorer = importance()
+        scorer.update_state(model, x, y, weights)
+        is_weights = importance is WeightFisher
+        graph = tfprune.Graph(model, unit="weight" if is_weights else "channel")
+        return next(iter(scorer(graph).values()))
+
+    random = np.random.default_rng(0)
+    x, *y = (random.normal(size=(2, n)).astype("float32") for n in (6, 3, 2))
+    one, none = np.ones(2, "float32"), np.zeros(2, "float32")
+    names = ("a", "b") if as_dict else (0, 1)
+    y = dict(zip(names, y, strict=True)) if as_dict else y
+    for first, second in ((1, 0), (0, 1)):
+        own = [one if first else none, one if second else none]
+        of_losses = [first, second]
+        if as_dict:
+            own, of_losses = ({"a": v[0], "b": v[1]} for v in (own, of_losses))
+        expected = scores(model(of_losses))
+        np.testing.assert_allclose(scores(model(), own), expected, rtol=1e-4)
+    np.testing.assert_allclose(scores(model(), one), scores(model()), rtol=1e-4)
 
 
 @pytest.mark.parametrize("importance", DATA_DRIVEN)

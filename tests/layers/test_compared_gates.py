@@ -1,8 +1,11 @@
 """The compared methods: hard concrete gates, targeted dropout, network surgery."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tfprune
@@ -259,6 +262,42 @@ def test_thresholds_are_taken_once_of_what_is_not_zero():
     assert float(threshold.numpy()) == pytest.approx(expected)
 
 
+def test_a_fraction_of_a_run_of_unknown_length_is_refused():
+    x = keras.Input((2,))
+    model = tfprune.prune_wrap(keras.Model(x, layers.Dense(1)(x)), SplicedMask)
+    model.compile("sgd", "mse")
+
+    ones = tf.data.Dataset.from_tensors((np.ones((1, 2)), np.ones((1, 1))))
+    data = ones.repeat(3).filter(lambda x, y: True)
+    with pytest.raises(ValueError, match="`stop` is a fraction of the run"):
+        model.fit(data, verbose=0, callbacks=[NetworkSurgery(stop=0.5)])
+    model.fit(data, verbose=0, callbacks=[NetworkSurgery(stop=5)])
+
+
+@pytest.mark.parametrize("kind", [HardConcrete, TargetedDropout])
+def test_gates_that_close_by_themselves_need_no_callback(kind):
+    x = keras.Input((2,))
+    model = tfprune.prune_wrap(keras.Model(x, layers.Dense(1)(x)), kind)
+    model.compile("sgd", "mse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        preflight = tfprune.callbacks.Preflight(verbose=0)
+        model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[preflight])
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_drops_what_strip_leaves_out(policy):
+    keras.config.set_dtype_policy(policy)
+    x = keras.Input((64,))
+    model = keras.Model(x, layers.Dense(32, use_bias=False)(x))
+    gated = tfprune.prune_wrap(model, TargetedDropout)
+    dropped = gated.layers[-1].swaps()["_kernel"].numpy() == 0
+    inputs = np.eye(64, dtype="float32")
+    np.testing.assert_array_equal(gated(inputs).numpy() == 0, dropped)
+    kernel = tfprune.strip(gated).layers[-1].kernel.numpy()
+    np.testing.assert_array_equal(kernel == 0, dropped)
+
+
 def test_refreshes_get_rare():
     surgery = NetworkSurgery(gamma=0.1, power=1.0)
     for start in (0, 40, 400):
@@ -294,7 +333,10 @@ def test_cut_weights_learn_on_and_come_back():
 def test_what_does_not_fit_is_refused():
     for make, message in (
         (lambda: HardConcrete(dense(np.eye(2)), drop_rate=1.0), "`drop_rate` must lie"),
-        (lambda: HardConcrete(dense(np.eye(2)), strength=-1), "`strength` must be at least 0"),
+        (
+            lambda: HardConcrete(dense(np.eye(2)), strength=-1),
+            "`strength` must be at least 0",
+        ),
         (
             lambda: TargetedDropout(dense(np.eye(2)), drop_rate=2),
             "`drop_rate` must lie",

@@ -456,5 +456,12 @@ def test_gates_around_layers_that_were_quantized_are_refused():
     gated = tfprune.prune_wrap(model)
     gated.quantize("int8")
     for leave in (tfprune.strip, tfprune.compact):
-        with pytest.raises(ValueError, match="quantized .int8. inside its gate.*first"):
+        with pytest.raises(
+            ValueError, match="inside its gate.*quantized .int8..*first"
+        ):
             leave(gated)
+    lora = tfprune.prune_wrap(model, tfprune.layers.WeightMask)
+    lora.layers[0].layer.enable_lora(2)
+    for each in (gated, lora):
+        with pytest.raises(ValueError, match="was changed inside its gate"):
+            each(np.ones((1, 8)))

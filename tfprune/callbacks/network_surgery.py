@@ -1,13 +1,11 @@
 """Dynamic network surgery: weights are cut and spliced by two thresholds."""
 
-import numbers
-
 import numpy as np
 import tensorflow as tf
 
 from tfprune import training
 from tfprune.callbacks.budgeted import describe
-from tfprune.checks import check_number, check_time
+from tfprune.checks import check_integer, check_number, check_time, is_integer
 from tfprune.graph import Graph
 from tfprune.layers import SplicedMask
 from tfprune.surgery import masks_in
@@ -18,7 +16,8 @@ class NetworkSurgery(training.PruningCallback):
     """Cuts weights that get small and splices back those that grow, while they train.
 
     Every kernel has a threshold, `max(mean + c * deviation, 0)` of the absolute values
-    of its non-zero weights, taken once before the first step. When masks are refreshed,
+    of its non-zero weights, taken once before the first step: later runs of the model
+    go by it, too. When masks are refreshed,
     weights at or below 0.9 times the threshold are cut, those above 1.1 times come back,
     and others stay as they are. That happens at random, less and less often: after `s`
     steps with probability `(1 + gamma * s) ** -power`, and no more from `stop` on.
@@ -61,6 +60,7 @@ class NetworkSurgery(training.PruningCallback):
         self.stop = stop
         self.seed = seed
         check_time("stop", stop)
+        check_integer("seed", seed, 0)
         check_number("gamma", gamma, "[0, inf)")
         check_number("power", power, "[0, inf)")
         for pattern, factor in self.c.items():
@@ -82,6 +82,12 @@ class NetworkSurgery(training.PruningCallback):
         self._choose_thresholds()
         self._refresh = tf.function(self._refresh_all)
         self._steps = training.OptimizerSteps(self.model, self.params)
+        if self._steps.total is None and not is_integer(self.stop):
+            raise ValueError(
+                "`stop` is a fraction of the run, whose number of steps is unknown. "
+                f"Received: stop={self.stop!r}. Pass `steps_per_epoch` to `fit`, or "
+                "write it as an int (steps)."
+            )
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not in `on_train_begin`: `BackupAndRestore` may load another state there.
@@ -108,10 +114,9 @@ class NetworkSurgery(training.PruningCallback):
         return removed_weights(self.graph, masks_in(self.graph))
 
     def _stop(self):
-        if isinstance(self.stop, numbers.Integral):
+        if is_integer(self.stop):
             return self.stop
-        total = self._steps.total
-        return float("inf") if total is None else self.stop * total
+        return self.stop * self._steps.total
 
     def _is_due(self, step) -> bool:
         # Drawn from the step alone, so that a resumed run draws the same.

@@ -7,6 +7,7 @@ import numpy as np
 
 from tfprune import training
 from tfprune.callbacks.decay_plan import check_decay, describe_decay, sparse_momentum
+from tfprune.layers import HardConcrete, RuntimeGate, TargetedDropout
 from tfprune.regularizers import SharedTerm, push
 
 
@@ -66,7 +67,7 @@ class Preflight(keras.callbacks.Callback):
             _check_push(term, scales, self._reach(term))
         if decays:
             check_decay(self.model, self.params, self._start)
-        prunes = any(other.prunes for other in others)
+        prunes = any(other.prunes for other in others) or _closes_by_itself(self.model)
         if not prunes and not self._terms and not decays:
             warnings.warn(
                 "`Preflight` found no callback that prunes in this `fit`: nothing will be "
@@ -93,6 +94,11 @@ class Preflight(keras.callbacks.Callback):
             rate = float(optimizer.learning_rate.numpy())
         strength = term.regularizer.strength
         return pull * push(strength, rate, steps, momentum, self._start)
+
+
+def _closes_by_itself(model) -> bool:
+    kinds = HardConcrete, TargetedDropout, RuntimeGate
+    return any(isinstance(layer, kinds) for layer in model._flatten_layers())
 
 
 def _check_trainable(model):

@@ -12,6 +12,7 @@ from tfprune.importances.members import (
     members_of,
     scores_by_group,
 )
+from tfprune.losses import as_tensors
 
 
 class FirstOrder(abc.ABC):
@@ -41,12 +42,11 @@ class FirstOrder(abc.ABC):
             model: compiled model, with gates or without.
             x: inputs, as the model takes them.
             y: targets of the batch.
-            sample_weight: weights of the samples. Defaults to None.
+            sample_weight: weights of the samples, for models of several outputs in
+                the structure of `y`, if not the same for all. Defaults to None.
         """
         members, products = self._function(model)
-        x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, (x, y))
-        if sample_weight is not None:
-            sample_weight = keras.ops.convert_to_tensor(sample_weight)
+        x, y, sample_weight = as_tensors(x, y, sample_weight)
         batch = products(x, y, sample_weight)
         for member in members:
             calls = [(p.numpy(), float(m)) for p, m in batch[member.path]]

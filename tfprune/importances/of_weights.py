@@ -27,7 +27,8 @@ class OfWeights(abc.ABC):
             model: compiled model; it is run for inference, so nothing of it changes.
             x: inputs, as the model takes them.
             y: targets of the batch.
-            sample_weight: weights of the samples. Defaults to None.
+            sample_weight: weights of the samples, for models of several outputs in
+                the structure of `y`, if not the same for all. Defaults to None.
         """
         key = id(model), id(getattr(model, "loss", None))
         if self._running is None or self._running[0] != key:

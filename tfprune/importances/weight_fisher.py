@@ -1,13 +1,11 @@
 """WeightFisher: what removing a weight costs, by the gradients of single samples."""
 
-import operator
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfprune.importances.of_weights import OfWeights
-from tfprune.losses import loss_of
+from tfprune.losses import as_tensors, loss_of
 
 
 class WeightFisher(OfWeights):
@@ -49,10 +47,8 @@ class WeightFisher(OfWeights):
         squares = _squared_gradients(model, kernels)
 
         def of_batch(x, y, sample_weight):
-            batch = keras.tree.map_structure(keras.ops.convert_to_tensor, (x, y))
-            if sample_weight is not None:
-                sample_weight = keras.ops.convert_to_tensor(sample_weight)
-            return squares(*batch, sample_weight), len(keras.tree.flatten(x)[0])
+            batch = as_tensors(x, y, sample_weight)
+            return squares(*batch), len(keras.tree.flatten(x)[0])
 
         return of_batch
 
@@ -68,9 +64,10 @@ def _squared_gradients(model, kernels: dict):
     @tf.function(reduce_retracing=True, autograph=False)
     def squares(x, y, sample_weight):
         def add_sample(number, totals):
-            rows = operator.itemgetter(slice(number, number + 1))
-            one = [tf.nest.map_structure(rows, each) for each in (x, y)]
-            one.append(None if sample_weight is None else rows(sample_weight))
+            def row(batch):
+                return batch if batch is None else batch[number : number + 1]
+
+            one = tf.nest.map_structure(row, [x, y, sample_weight])
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
                 loss = _data_loss(model, *one)

@@ -7,7 +7,7 @@ import functools
 import keras
 from keras.src.backend.common.global_state import get_global_attribute
 
-from tfprune.layers.kernels import owner_of
+from tfprune.layers.kernels import altered_kernel, owner_of
 
 
 class SwapWrapper(keras.layers.Wrapper):
@@ -48,7 +48,9 @@ class SwapWrapper(keras.layers.Wrapper):
         """Returns `{dotted attribute of the layer: value during the call}`."""
 
     def _call_swapped(self, *args, **kwargs):
-        swaps = [(*self._find(name), value) for name, value in self.swaps().items()]
+        values = self.swaps()
+        self.check_unaltered(values)
+        swaps = [(*self._find(name), value) for name, value in values.items()]
         own = [(owner, name, owner[name]) for owner, name, _ in swaps]
         try:
             # Writing to the dict goes around the trackers, which would adopt the
@@ -59,6 +61,21 @@ class SwapWrapper(keras.layers.Wrapper):
         finally:
             for owner, name, value in own:
                 owner[name] = value
+
+    def check_unaltered(self, names=None):
+        """Raises if a layer computes with something else than what is replaced.
+
+        Args:
+            names: dotted attributes that are replaced; those of `swaps()` by default.
+        """
+        for name in self.swaps() if names is None else names:
+            why = altered_kernel(owner_of(self.layer, name))
+            if why is not None:
+                raise ValueError(
+                    f"Layer {self.layer.name!r} was changed inside its gate, which "
+                    f"cannot act any more: {why}. Call `tfprune.compact` or "
+                    "`tfprune.strip` first, and change what they return."
+                )
 
     def baked(self) -> dict:
         """Returns `{id(variable): tensor}` of the variables that are replaced."""

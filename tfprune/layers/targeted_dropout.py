@@ -23,7 +23,8 @@ class TargetedDropout(KernelGate):
         target_rate: float in [0, 1]. Share of the weights that are candidates.
         drop_rate: float in [0, 1]. How often a candidate is dropped.
         unit: `"weight"`, or `"column"`: whole output columns, by their L2 norm.
-        ramp_steps: int, at least 0. Training steps over which both rates grow from 0.
+        ramp_steps: int, at least 0. Calls of the layer in training, one a step if it
+            is in a model once, over which both rates grow from 0.
         seed: int or None. Of what is dropped, by each layer something else.
         kernels: dotted attributes of the kernels to gate. By default all of them.
 
@@ -75,14 +76,16 @@ class TargetedDropout(KernelGate):
         return values
 
     def gated(self, index, kernel):
-        is_candidate = self._candidates(index, kernel)
+        is_candidate = self._candidates(index)
         if in_training():
             chance = keras.random.uniform(is_candidate.shape, seed=self.generator)
             is_candidate = is_candidate & (chance < self.drop_rate * self._progress())
         return ops.where(is_candidate, ops.zeros((), kernel.dtype), kernel)
 
-    def _candidates(self, index, kernel):
+    def _candidates(self, index):
         """Returns which weights are among the smallest of their column, as bools."""
+        # The variable as it is: rounded to half precision, weights would tie.
+        kernel = ops.convert_to_tensor(self.kernel(index)._value)
         outputs = self.output_axes(index)
         order = [n for n in range(len(kernel.shape)) if n not in outputs]
         kernel = ops.transpose(ops.abs(kernel), (*order, *outputs))
@@ -114,8 +117,7 @@ class TargetedDropout(KernelGate):
         return ops.minimum(1.0, steps / self.ramp_steps)
 
     def mask(self, index):
-        kernel = self.kernel(index)
-        return ops.logical_not(self._candidates(index, ops.convert_to_tensor(kernel)))
+        return ops.logical_not(self._candidates(index))
 
     def set_mask(self, index, mask):
         raise ValueError(

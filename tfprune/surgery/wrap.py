@@ -230,7 +230,7 @@ def strip_gates(model: keras.Model, counts: Callable) -> keras.Model:
     new = rebuilder.model(model)
     for old, twin in rebuilder.pairs:
         if isinstance(old, SwapWrapper):
-            _check_float(old)
+            old.check_unaltered()
             _fold_gate(old, twin)
         else:
             copy_state(old, twin)
@@ -248,16 +248,6 @@ def _copy_without_gate(operation, counts):
     if needs_none or np.all(operation.factors().numpy()[counts(operation)] == 1):
         return copy_operation_like(operation.layer)
     return copy_operation_like(operation.layer, {"scale": True})
-
-
-def _check_float(gate: SwapWrapper) -> None:
-    mode = gate.layer.dtype_policy.quantization_mode
-    if mode is not None:
-        raise ValueError(
-            f"Layer {gate.layer.name!r} was quantized ({mode}) inside its gate, whose "
-            "mask its kernel cannot take up any more. Call `tfprune.compact` or "
-            "`tfprune.strip` first, and quantize what they return."
-        )
 
 
 def _fold_gate(gate: SwapWrapper, twin) -> None:

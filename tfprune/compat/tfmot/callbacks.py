@@ -10,7 +10,7 @@ from tfprune.compat.tfmot.schedules import due_sparsity, is_regular
 from tfprune.compat.tfmot.wrapping import pruned_layers
 
 
-class UpdatePruningStep(keras.callbacks.Callback):
+class UpdatePruningStep(training.PruningCallback):
     """Changes the masks of pruned layers when their schedules say.
 
     Every `fit` of a model with pruned layers needs it. In a training loop of your own
@@ -57,6 +57,12 @@ class UpdatePruningStep(keras.callbacks.Callback):
     def on_epoch_end(self, batch, logs=None):
         if self._began is not None:
             self._write_steps()
+
+    def summary(self):
+        """Returns what the current `fit` will do, as text."""
+        kinds = sorted({type(each.pruning_schedule).__name__ for each in self._layers})
+        number = len(self._layers)
+        return f"UpdatePruningStep: masks of {number} layers by {', '.join(kinds)}"
 
     def _write_steps(self):
         taken = training.iterations(self.model) - self._began

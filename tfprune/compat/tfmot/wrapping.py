@@ -5,6 +5,7 @@ import contextlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tfprune import surgery
@@ -13,7 +14,7 @@ from tfprune.compat.tfmot import schedules
 from tfprune.largest import largest
 from tfprune.layers import WeightMask
 from tfprune.layers.kernels import is_depthwise, kernels_of
-from tfprune.layers.swapping import attribute_of
+from tfprune.layers.swapping import attribute_of, in_training
 from tfprune.surgery.rebuild import Rebuilder, copy_operation_like, copy_state
 from tfprune.surgery.weights import built_copy
 from tfprune.weight_cuts import keep_of_m
@@ -94,6 +95,16 @@ class PruneLowMagnitude(WeightMask):
             initializer=_before_the_first,
             trainable=False,
         )
+
+    def swaps(self):
+        if in_training():
+            tf.debugging.assert_greater_equal(
+                ops.convert_to_tensor(self.pruning_step),
+                tf.zeros((), "int64"),
+                "A model of `prune_low_magnitude` is trained with the callback "
+                "`UpdatePruningStep()` in `fit`: without it nothing is pruned.",
+            )
+        return super().swaps()
 
     def update_masks(self, sparsity):
         """Chooses the masks anew by magnitude.
