@@ -106,6 +106,16 @@ def test_all_steps_of_an_episode_get_its_reward():
     assert memory["reward"].ravel().tolist() == [1.0, 7.0, 7.0, 1.0, 1.0]
 
 
+def test_it_learns_in_full_precision_whatever_the_policy():
+    keras.config.set_dtype_policy("mixed_float16")
+    agent = ddpg.DDPG(3, 5)
+    agent.remember(np.ones((2, 3)), [0.1, 0.2], 1.0)
+    before = agent.act(np.ones(3))
+    agent.learn(2)
+    assert agent.act(np.ones(3)) != before
+    assert agent._actor.output.dtype == agent._critic.output.dtype == "float32"
+
+
 class Toy(AMC):
     """Knows how good a choice is: the second layer carries nearly all of it."""
 

@@ -106,7 +106,10 @@ def _apply(optimizer, tape, loss, network) -> None:
 
 
 class _Networks:
-    """Makes actors and critics: two hidden layers each."""
+    """Makes actors and critics: two hidden layers each.
+
+    In float32 throughout, also where the model is trained in half precision.
+    """
 
     def __init__(self, state_size: int, seed: int):
         self._size, self._seeds = state_size, iter(range(1000 * seed, 1000 * seed + 99))
@@ -114,7 +117,7 @@ class _Networks:
     def _hidden(self, x):
         for _ in range(2):
             initializer = keras.initializers.HeNormal(seed=next(self._seeds))
-            x = keras.layers.Dense(_UNITS, "relu", kernel_initializer=initializer)(x)
+            x = _dense(_UNITS, "relu", initializer)(x)
         return x
 
     def _last(self, x, activation):
@@ -122,7 +125,7 @@ class _Networks:
         initializer = keras.initializers.RandomUniform(
             -3e-3, 3e-3, seed=next(self._seeds)
         )
-        return keras.layers.Dense(1, activation, kernel_initializer=initializer)(x)
+        return _dense(1, activation, initializer)(x)
 
     def actor(self):
         state = keras.Input((self._size,), dtype="float32")
@@ -131,8 +134,14 @@ class _Networks:
     def critic(self):
         state = keras.Input((self._size,), dtype="float32")
         action = keras.Input((1,), dtype="float32")
-        x = keras.layers.Concatenate()([state, action])
+        x = keras.layers.Concatenate(dtype="float32")([state, action])
         return keras.Model([state, action], self._last(self._hidden(x), None))
+
+
+def _dense(units, activation, initializer):
+    return keras.layers.Dense(
+        units, activation, kernel_initializer=initializer, dtype="float32"
+    )
 
 
 class _Memory:
