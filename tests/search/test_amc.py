@@ -146,6 +146,39 @@ def test_it_learns_the_best_allocation():
     assert learned > best - 0.03 > at_random + 0.1
 
 
+class Diverging(Toy):
+    """Has no finite score in some episodes."""
+
+    def __init__(self, *arguments, bad):
+        super().__init__(*arguments)
+        self.bad = iter(bad)
+
+    def score(self, kept, data):
+        good = super().score(kept, data)
+        return next(self.bad, good)
+
+
+def test_what_has_no_finite_score_is_the_worst_and_teaches_nothing(monkeypatch):
+    remembered = []
+    remember = ddpg.DDPG.remember
+
+    def noting(agent, states, actions, reward):
+        remembered.append(reward)
+        remember(agent, states, actions, reward)
+
+    monkeypatch.setattr(ddpg.DDPG, "remember", noting)
+    nan, infinite = float("nan"), float("inf")
+    bad = [nan, infinite, 0.0, -infinite, nan, 0.1]
+    search = Diverging(chain(), Budget(flops_reduction=0.5), bad=bad)
+    result = search.run(None, episodes=6, random_episodes=1, verbose=0)
+    worst = -infinite
+    assert result.scores == (worst, worst, 0.0, worst, worst, 0.1)
+    assert result.score == 0.1 and remembered == [0.0, 0.1]
+    search = Diverging(chain(), Budget(flops_reduction=0.5), bad=[nan] * 3)
+    with pytest.raises(ValueError, match="No episode had a finite score: 'toy'"):
+        search.run(None, episodes=3, random_episodes=1, verbose=0)
+
+
 def test_it_does_not_if_rewards_are_turned_round():
     search = Toy(chain(), Budget(flops_reduction=0.5))
     search.sign = -1.0

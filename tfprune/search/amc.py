@@ -1,6 +1,7 @@
 """AMC: how much of each layer to keep, learned by reinforcement."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -26,7 +27,8 @@ class AMCResult:
         score: float. What the masked model scored, without training.
         metric: str. The metric it was measured by.
         keep_ratios: `{group name: fraction of its units that stay}`.
-        scores: tuple of floats, the score of every episode.
+        scores: tuple of floats, the score of every episode; minus infinity where it
+            was not finite, from which the agent did not learn.
     """
 
     masks: Masks
@@ -104,6 +106,9 @@ class AMC:
 
         Returns:
             `AMCResult`.
+
+        Raises:
+            ValueError: for arguments out of range, or if no score was finite.
         """
         check_integer("episodes", episodes, 1)
         check_integer("random_episodes", random_episodes, 1)
@@ -121,13 +126,14 @@ class AMC:
                     kept, states, actions = self.walk.through(
                         lambda state, n=learned: agent.explore(state, n)
                     )
-                    found.add(kept, self.score(kept, data))
-                    agent.remember(states, actions, found.scores[-1])
-                    if learned >= 0:
+                    is_finite = found.add(kept, self.score(kept, data))
+                    if is_finite:
+                        agent.remember(states, actions, found.scores[-1])
+                    if learned >= 0 and found.kept is not None:
                         agent.learn(self.walk.steps)
                     progress.show(found)
             except KeyboardInterrupt:
-                if not found.scores:
+                if found.kept is None:
                     raise
         return self._result(found)
 
@@ -139,6 +145,13 @@ class AMC:
         return score
 
     def _result(self, found: "_Found") -> AMCResult:
+        if found.kept is None:
+            raise ValueError(
+                f"No episode had a finite score: {self._metric!r} of the masked models "
+                "is NaN or infinite on `data`. Received: episodes="
+                f"{len(found.scores)}. See what `model.evaluate` says of `data`: the "
+                "model may have diverged, or `data` may hold NaN."
+            )
         ranking = self.walk.ranking
         names = [group.name for group in ranking.graph.groups]
         ratios = (found.kept / ranking.sizes).tolist()
@@ -245,10 +258,14 @@ class _Found:
         self.scores: list[float] = []
         self.kept = None
 
-    def add(self, kept, score: float) -> None:
-        if not self.scores or score > max(self.scores):
+    def add(self, kept, score: float) -> bool:
+        """Returns whether the score is finite; one that is not is worse than all."""
+        is_finite = math.isfinite(score)
+        score = score if is_finite else -math.inf
+        if score > max(self.scores, default=-math.inf):
             self.kept = kept
         self.scores.append(score)
+        return is_finite
 
 
 class _Progress:
