@@ -212,6 +212,39 @@ def test_agents_learn_after_the_network_has_met_every_choice(data, capsys):
         wrapped().fit(data.take(1), verbose=0, callbacks=callbacks)
 
 
+class StopAt(keras.callbacks.Callback):
+    """Ends training after an epoch."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = epoch == self.last
+
+
+def test_agents_do_not_learn_after_the_epoch_that_ends_training(data):
+    model = wrapped(1)
+    callbacks = [StopAt(1), PolicyTraining(data, warm_up=0)]
+    model.fit(data.take(1), epochs=5, verbose=0, callbacks=callbacks)
+    assert gates_in(model)[0].policy.memory.numpy()[0] == 1
+
+
+@pytest.mark.parametrize("ended_by", ["stop", "restored"])
+def test_it_says_so_if_what_is_static_is_not_settled_in_the_end(ended_by, data):
+    stops = {
+        "stop": StopAt(0),
+        # The first epoch is the best, as no other can be.
+        "restored": keras.callbacks.EarlyStopping(
+            "loss", min_delta=1e9, patience=9, restore_best_weights=True
+        ),
+    }
+    callbacks = [stops[ended_by], PolicyTraining(data.take(1), warm_up=0, settle=1)]
+    model = wrapped(1, runtime_ratio=0.5)
+    with pytest.warns(UserWarning, match="is not settled.*start_from_epoch=1"):
+        model.fit(data.take(1), epochs=2, verbose=0, callbacks=callbacks)
+
+
 def learned(sign, rounds):
     """What agents keep of three layers, of which one carries all of the signal."""
     inputs = keras.layers.Input((4, 4, 8))

@@ -26,6 +26,10 @@ class PolicyTraining(training.PruningCallback):
     saved with the model, and a `fit` that goes on from the end of an epoch is the one
     that was not interrupted.
 
+    List callbacks that end training, such as `EarlyStopping`, before this one: agents
+    do not learn after the last epoch. One that restores the best weights should begin
+    when what is static is settled: `EarlyStopping(start_from_epoch=...)`.
+
     Args:
         agent_data: batches `(x, y)` for agents to act on: a `tf.data.Dataset` or another
             iterable that can be gone through again.
@@ -95,6 +99,7 @@ class PolicyTraining(training.PruningCallback):
         self.settle_at, self.learning_rate = settle, learning_rate
         self.penalty, self.warm_up, self.seed = penalty, warm_up, seed
         self._learner = self._warm_up = None
+        self._settles = False
 
     def on_train_begin(self, logs=None):
         gates = gates_of(self.model)
@@ -114,7 +119,8 @@ class PolicyTraining(training.PruningCallback):
             self.model, self.gates, self.learning_rate, self.penalty, self.seed
         )
         last = self.params["epochs"]
-        if not self._is_settled() and self._epoch_of(self.settle_at) >= last:
+        self._settles = self._is_settled() or self._epoch_of(self.settle_at) < last
+        if not self._settles:
             warnings.warn(
                 "What is static will not be settled in this `fit`, and can be neither "
                 f"compacted nor deployed. Received: settle={self.settle_at}, epochs="
@@ -148,7 +154,7 @@ class PolicyTraining(training.PruningCallback):
             return
         self._end_warm_up()
         # After the last epoch nothing would learn to live with what agents have learned.
-        is_last = epoch + 1 >= self.params["epochs"]
+        is_last = epoch + 1 >= self.params["epochs"] or self.model.stop_training
         if is_last or (epoch + 1) % self.every:
             return
         found = self._learner.phase(self._progress(self._some_batches()))
@@ -157,6 +163,17 @@ class PolicyTraining(training.PruningCallback):
 
     def on_train_end(self, logs=None):
         self._end_warm_up()
+        # What a `fit` is too short to settle was said when it began.
+        if self._settles and not self._is_settled():
+            warnings.warn(
+                "What is static is not settled, and can be neither compacted nor "
+                "deployed: training ended before, or `EarlyStopping` restored earlier "
+                f"weights. Received: settle={self.settle_at}, epochs="
+                f"{self.params['epochs']}. Train on, lower `settle`, or begin later: "
+                "`EarlyStopping(start_from_epoch="
+                f"{self._epoch_of(self.settle_at)})`.",
+                stacklevel=2,
+            )
 
     def summary(self):
         """Returns what the current `fit` will do, as text."""
