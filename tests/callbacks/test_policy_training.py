@@ -293,12 +293,25 @@ def test_bad_arguments(data):
             PolicyTraining(data, **arguments)
     with pytest.raises(ValueError, match="`agent_data` must be .*, not arrays"):
         PolicyTraining((np.zeros((4, 8, 8, 3)), np.zeros(4)))
+    generator = (batch for batch in data)
+    for endless in (data.repeat(), generator):
+        with pytest.raises(ValueError, match="`batches` must say .*batches=None"):
+            PolicyTraining(endless)
+        PolicyTraining(endless, batches=1)
+    x = np.zeros((4, 12, 12, 3), "float32")
+    for batches in (data.map(lambda x, y: x), data.map(lambda x, y: {"x": x, "y": y})):
+        with pytest.raises(ValueError, match=r"`agent_data` must have .*`\(x, y\)`"):
+            PolicyTraining(batches)
+    with pytest.raises(ValueError, match=r"`agent_data` must have .*`\(x, y\)`"):
+        training = PolicyTraining([x], warm_up=0)
+        wrapped(1).fit(data.take(1), epochs=2, verbose=0, callbacks=[training])
     plain = small_network()
     plain.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="agents of runtime gates"):
         plain.fit(data, verbose=0, callbacks=[PolicyTraining(data)])
     with pytest.raises(ValueError, match="none, or had them once"):
-        wrapped().fit(data, epochs=2, verbose=0, callbacks=[PolicyTraining(iter([]))])
+        training = PolicyTraining(iter([]), batches=1)
+        wrapped(1).fit(data.take(1), epochs=2, verbose=0, callbacks=[training])
     with pytest.warns(UserWarning, match="not be settled"):
         training = PolicyTraining(data, settle=5)
         wrapped(runtime_ratio=0.0).fit(data.take(1), verbose=0, callbacks=[training])

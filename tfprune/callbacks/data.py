@@ -1,5 +1,8 @@
 """The data that callbacks are given for themselves."""
 
+from collections.abc import Iterator
+
+import keras
 import tensorflow as tf
 
 _MAKE = "Make one with `tf.data.Dataset.from_tensor_slices((x, y)).batch(128)`."
@@ -23,6 +26,29 @@ def check_batches(name: str, data) -> None:
             f"`{name}` must be a dataset of batches `(x, y)`, not arrays. Received: "
             f"{_described(data)}. {_MAKE}"
         )
+
+
+def check_pairs(name: str, batch) -> None:
+    """Raises ValueError for a batch that is no `(x, y)`.
+
+    Args:
+        name: what the argument is called that the batch is of.
+        batch: a batch, or the specification of one.
+    """
+    if not (isinstance(batch, (tuple, list)) and len(batch) >= 2):
+        raise ValueError(
+            f"`{name}` must have batches `(x, y)`. Received: one that is a "
+            f"{_described(batch)}. {_MAKE}"
+        )
+
+
+def is_endless(data) -> bool:
+    """Returns whether data have no end or, as generators, may have none."""
+    if isinstance(data, tf.data.Dataset):
+        return int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches is None
+    return isinstance(data, Iterator)
 
 
 def num_batches(name: str, data, takes_py_dataset: bool = False) -> int:

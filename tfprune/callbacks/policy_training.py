@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfprune import training
-from tfprune.callbacks.data import check_batches
+from tfprune.callbacks.data import check_batches, check_pairs, is_endless
 from tfprune.checks import check_integer, check_number, check_time, is_number
 from tfprune.layers.runtime_policy import WarmUp
 from tfprune.runtime.gates import gates_of
@@ -33,7 +33,8 @@ class PolicyTraining(training.PruningCallback):
     Args:
         agent_data: batches `(x, y)` for agents to act on: a `tf.data.Dataset` or another
             iterable that can be gone through again.
-        batches: int. How many of them are taken each time. By default all.
+        batches: int. How many of them are taken each time. By default all; it is
+            needed for data without an end, and for generators.
         every: int. Epochs between two phases of the agents. Defaults to 1.
         settle: int or float. The epoch, or the fraction of all epochs, from which on
             what is static is chosen for good, so that it can be compacted. Defaults to
@@ -90,6 +91,15 @@ class PolicyTraining(training.PruningCallback):
         check_integer("every", every, 1)
         if batches is not None:
             check_integer("batches", batches, 1)
+        elif is_endless(agent_data):
+            raise ValueError(
+                "`batches` must say how many batches are taken each time of "
+                "`agent_data` that has no end, or may have none. Received: agent_data="
+                f"a {type(agent_data).__name__}, batches=None. Pass `batches=50`, or a "
+                "`tf.data.Dataset` without `.repeat()`."
+            )
+        if isinstance(agent_data, tf.data.Dataset):
+            check_pairs("agent_data", agent_data.element_spec)
         check_time("settle", settle, "epochs")
         check_time("warm_up", warm_up, "epochs")
         check_number("learning_rate", learning_rate, "(0, inf)")
@@ -228,11 +238,13 @@ class PolicyTraining(training.PruningCallback):
         return int(time * self.params["epochs"]) if isinstance(time, float) else time
 
     def _some_batches(self):
-        return itertools.islice(iter(self.agent_data), self.batches)
+        for batch in itertools.islice(iter(self.agent_data), self.batches):
+            check_pairs("agent_data", batch)
+            yield batch[:2]
 
     def _first_batch(self):
-        for batch in self.agent_data:
-            return batch[:2]
+        for batch in self._some_batches():
+            return batch
         raise _without_batches(self.agent_data)
 
     def _progress(self, batches):
@@ -243,7 +255,7 @@ class PolicyTraining(training.PruningCallback):
             unit_name="phase",
         )
         for number, batch in enumerate(batches, 1):
-            yield batch[:2]
+            yield batch
             bar.update(number)
         if not number:
             raise _without_batches(self.agent_data)
