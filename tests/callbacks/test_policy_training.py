@@ -282,6 +282,18 @@ def test_they_do_not_if_the_loss_is_turned_round():
     assert kept["b_gate"] < 0.5
 
 
+@pytest.mark.parametrize(
+    ("time", "epoch"), [(0.5, 4), (np.float32(0.5), 4), (2, 2), (np.int64(2), 2)]
+)
+def test_times_are_epochs_or_fractions_whatever_their_type(time, epoch, data):
+    training = PolicyTraining(data, settle=time, warm_up=time)
+    training.set_model(wrapped(1, runtime_ratio=0.5))
+    training.set_params({"epochs": 8})
+    training.on_train_begin()
+    text = training.summary()
+    assert f"the first {epoch} of which" in text and f"after epoch {epoch}" in text
+
+
 def test_bad_arguments(data):
     for arguments, name in (
         ({"every": 0}, "every"),

@@ -8,7 +8,13 @@ import tensorflow as tf
 
 from tfprune import training
 from tfprune.callbacks.data import check_batches, check_pairs, is_endless
-from tfprune.checks import check_integer, check_number, check_time, is_number
+from tfprune.checks import (
+    check_integer,
+    check_number,
+    check_time,
+    is_integer,
+    is_number,
+)
 from tfprune.layers.runtime_policy import WarmUp
 from tfprune.runtime.gates import gates_of
 from tfprune.runtime.learning import Learner
@@ -235,7 +241,7 @@ class PolicyTraining(training.PruningCallback):
         return policy.static_agent is None or bool(policy.settled.numpy())
 
     def _epoch_of(self, time) -> int:
-        return int(time * self.params["epochs"]) if isinstance(time, float) else time
+        return time if is_integer(time) else int(time * self.params["epochs"])
 
     def _some_batches(self):
         for batch in itertools.islice(iter(self.agent_data), self.batches):
