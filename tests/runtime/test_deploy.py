@@ -214,6 +214,23 @@ def test_the_cost_guard():
     assert any(skips(deploy(*network("groups"))))
 
 
+def test_images_of_any_size():
+    x = inputs = keras.layers.Input((None, None, 3))
+    for _ in range(2):
+        x = keras.layers.Conv2D(8, 3, padding="same", activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    base = keras.Model(inputs, keras.layers.Dense(4)(x))
+    model = gated.gated(randomize(base), agent=None, keep_ratio=0.5)
+    # Maps of images of 224 by 224 have 50176 places, and half of the channels stay.
+    assert skips(deploy(model, overhead=50175)) == [True, True]
+    with pytest.warns(UserWarning, match="No layer skips work"):
+        deploy(model, overhead=50177)
+    fast = deploy(model)
+    for size in (8, 13):
+        x = images(2, (size, size, 3))
+        assert_same(one_by_one(fast, x), model(x).numpy())
+
+
 def test_one_of_the_models_in_buckets_runs():
     model, mode = network("widths")
     buckets = deploy(model, mode).layers[-1].layer.get_layer("buckets")

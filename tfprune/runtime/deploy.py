@@ -18,6 +18,7 @@ from tfprune.graph.nodes import (
     output_structure,
     tree,
 )
+from tfprune.graph.shapes import assumed_shapes
 from tfprune.layers import RuntimeGate
 from tfprune.layers.narrow import Narrow
 from tfprune.layers.one_image import EachImage, OneImage
@@ -72,7 +73,8 @@ def deploy(
             places of its map at which it could convolve with all of them instead. Where
             that is not won back, on small maps and where much is kept, a layer computes
             all channels and masks them. By default 60 for blocks and 20 for the first
-            channels; 0 skips wherever anything is closed.
+            channels; 0 skips wherever anything is closed. Maps whose sizes the model
+            leaves open count as those of images of 224 by 224.
 
     Returns:
         A new model, uncompiled, not to be trained. `tfprune.cost` counts what it does
@@ -183,6 +185,7 @@ class _Deployment:
         self._widened, self._copies = {}, {}
         self._hidden = None
         functional = as_functional(model)
+        _, self._shapes = assumed_shapes(functional)
         gated = gated_nodes(functional)
         self._makers = {id(node): before[-1] for node, before in gated}
         self._absorbed = {id(each) for _, before in gated for each in before}
@@ -247,7 +250,7 @@ class _Deployment:
     def _gated(self, node) -> None:
         gate, maker = node.operation, self._makers[id(node)]
         value = self._values[id(maker.input_tensors[0])]
-        places = int(np.prod(node.input_tensors[0].shape[1:-1]))
+        places = int(np.prod(self._shapes[id(node.input_tensors[0])][1:-1]))
         conv = self._convolution(maker.operation, value, gate, places)
         arguments = list(value.arguments)
         is_told = conv.choice.hidden_size > 0
