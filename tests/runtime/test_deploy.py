@@ -253,6 +253,32 @@ def test_buckets_of_a_network_that_goes_past_its_first_gate():
     assert_same(one_by_one(deploy(model, "bucket"), x), model(x).numpy())
 
 
+@pytest.mark.parametrize("names", [("a", "b"), None])
+def test_buckets_of_a_network_with_several_inputs(names, tmp_path):
+    inputs = [
+        keras.layers.Input(shape, name=name)
+        for shape, name in (((12, 12, 3), "a"), ((2,), "b"))
+    ]
+    x = inputs[0]
+    for _ in range(2):
+        x = keras.layers.Conv2D(8, 3, activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    outputs = keras.layers.Dense(3)(keras.layers.Concatenate()([x, inputs[1]]))
+    given = [images(1), images(1, (2,))]
+    if names:
+        inputs = dict(zip(names, inputs, strict=True))
+        given = dict(zip(names, given, strict=True))
+        outputs = {"y": outputs}
+    base = randomize(keras.Model(inputs, outputs))
+    model = gated.gated(base, **KINDS["widths"][0])
+    expected = keras.tree.flatten(model(given, training=False))[0].numpy()
+    fast = deploy(model, "bucket")
+    fast.save(tmp_path / "fast.keras")
+    for each in (fast, keras.saving.load_model(tmp_path / "fast.keras")):
+        received = each(given)
+        assert_same((received["y"] if names else received).numpy(), expected)
+
+
 def test_half_of_the_channels_take_less_time():
     x = inputs = keras.layers.Input((28, 28, 3))
     for _ in range(4):

@@ -112,9 +112,11 @@ class Buckets(keras.layers.Layer):
         return tf.gather(inputs, channels, axis=-1)
 
     def compute_output_spec(self, source, inputs=None):
-        given = self.models[0].inputs[0]
-        batch = source.shape[0]
-        spec = keras.KerasTensor((batch, *given.shape[1:]), given.dtype)
+        # What the first model reads, which may be fewer channels than are given.
+        spec = tf.nest.map_structure(
+            lambda x: keras.KerasTensor((source.shape[0], *x.shape[1:]), x.dtype),
+            self.models[0].input,
+        )
         return self.models[0].compute_output_spec(spec)
 
     def get_config(self):
