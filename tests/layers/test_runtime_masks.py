@@ -78,6 +78,29 @@ def test_as_much_stays_as_the_two_ratios_say_however_far_they_agree():
         np.testing.assert_allclose(deployed, expected, rtol=1e-6)
 
 
+def test_one_channel_stays_where_the_two_have_nothing_in_common():
+    # The first image would keep what the layer does not, the second does the same.
+    runtime, static = tf.constant([[1.0, 0.0], [0.0, 1.0]]), [0.0, 1.0]
+    masks = traded_off(runtime, static, tf.constant([0.4, 0.4]), 0.4, 0.5)
+    assert masks[0].numpy().tolist() == [[True, True], [False, True]]
+    assert masks[1].numpy().tolist() == [[False, True], [False, True]]
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_no_image_is_left_without_channels(channels):
+    random = np.random.default_rng(0)
+    compiled = tf.function(traded_off, jit_compile=True)
+    runtime = random.normal(size=(2000, channels)).astype("float32")
+    # Some are worth the same.
+    runtime[::3, 0] = runtime[::3, 1]
+    static = tf.constant(random.normal(size=channels).astype("float32"))
+    keep = tf.constant(random.uniform(0.1, 0.6, 2000).astype("float32"))
+    arguments = tf.constant(runtime), static, keep, tf.constant(0.2), 0.5
+    masks = traded_off(*arguments)
+    assert np.logical_and(*masks).any(axis=1).all()
+    np.testing.assert_array_equal(masks, compiled(*arguments))
+
+
 def test_what_agrees_is_removed_by_both():
     scores = np.random.default_rng(0).permutation(32).astype("float32")
     masks = traded_off(

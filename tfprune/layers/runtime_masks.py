@@ -70,7 +70,8 @@ def traded_off(runtime_scores, static_scores, runtime_keep, static_keep, runtime
 
     Channels that both would remove are removed by both; what is left to remove is
     divided between them, so that `R * runtime_keep + (1 - R) * static_keep` stays, with
-    R for `runtime_ratio`, however far the two agree.
+    R for `runtime_ratio`, however far the two agree. Where they have nothing in common,
+    an image also keeps the best of what the layer keeps, so that one channel stays.
 
     Args:
         runtime_scores: float tensor of shape `(images, channels)`.
@@ -101,10 +102,12 @@ def traded_off(runtime_scores, static_scores, runtime_keep, static_keep, runtime
         count = kept(tf.clip_by_value(left, 0.0, 1.0), channels)
         return top_mask(tf.where(neither, lowest, scores), count)
 
-    return (
-        shared(runtime_scores, runtime_keep, runtime_ratio),
-        shared(static_scores, static_keep, 1 - runtime_ratio),
-    )
+    by_image = shared(runtime_scores, runtime_keep, runtime_ratio)
+    by_layer = shared(static_scores, static_keep, 1 - runtime_ratio)
+    both = tf.reduce_any(tf.logical_and(by_image, by_layer), axis=-1, keepdims=True)
+    best = tf.argmax(tf.where(by_layer, runtime_scores, lowest), axis=-1)
+    is_best = tf.one_hot(best, channels, True, False, dtype="bool")
+    return tf.logical_or(by_image, tf.logical_and(is_best, ~both)), by_layer
 
 
 def deployed_ratios(runtime_keep, static_keep, runtime_ratio):
