@@ -209,8 +209,11 @@ def test_bad_arguments():
         ("block", 0),
         ("selection", "best"),
         ("agent", "random"),
+        ("keep_ratio", "half"),
+        ("runtime_ratio", "a"),
+        ("groups", 0),
     ):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(ValueError, match=f"`{name}` must"):
             tfprune.prune_wrap(base, RuntimeGate, **{name: value})
     with pytest.raises(ValueError, match="needs agents"):
         tfprune.prune_wrap(base, RuntimeGate, agent=None, runtime_ratio=0.5)

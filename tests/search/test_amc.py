@@ -254,5 +254,8 @@ def test_bad_arguments(classifier):
         AMC(model, Budget(flops_reduction=0.99, max_sparsity=0.5))
     with pytest.raises(ValueError, match="`random_episodes` must lie"):
         AMC(model, Budget(flops_reduction=0.5)).run(data, 10, 20)
+    for seed in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"`seed` must be .*seed={seed}"):
+            AMC(model, Budget(flops_reduction=0.5), seed=seed)
     with pytest.raises(ValueError, match="has no loss"):
         AMC(tfprune.strip(model), Budget(flops_reduction=0.5))

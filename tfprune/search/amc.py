@@ -55,11 +55,11 @@ class AMC:
         budget: `tfprune.Budget` with `flops_reduction` or `params_reduction`. The
             published search keeps a fifth of every layer: `max_sparsity=0.8`.
         importance: as in `tfprune.select`: which units of a group go first.
-        seed: int. Defaults to 0.
+        seed: int of at least 0. Defaults to 0.
 
     Raises:
-        ValueError: if the budget has another target or cannot be met, or the model has
-            no loss or gates already.
+        ValueError: for arguments out of range, or if the budget has another target or
+            cannot be met, or the model has no loss or gates already.
 
     Source: He et al., "AMC: AutoML for model compression and acceleration on mobile
     devices", 2018. There a step is a layer; here it is a group of coupled channels,
@@ -83,6 +83,7 @@ class AMC:
                 f"`budget` must be a `tfprune.Budget` with one of {_TARGETS}. "
                 f"Received: {budget!r}"
             )
+        check_integer("seed", seed, 0)
         graph = Graph(model)
         scores = checked_scores(graph, importances.get(importance)(graph))
         self.walk = Walk(graph, Ranking(graph, scores, budget))

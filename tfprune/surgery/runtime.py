@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from tfprune.checks import check_integer, check_number
 from tfprune.graph import Graph
 from tfprune.graph.runtime_places import runtime_places
 from tfprune.layers import RuntimeGate, RuntimePolicy
@@ -41,6 +42,9 @@ def wrap_runtime(
     Raises:
         ValueError: if there is no place for a gate, or arguments do not go together.
     """
+    check_number("keep_ratio", keep_ratio, "(0, 1]")
+    check_number("runtime_ratio", runtime_ratio, "[0, 1]")
+    check_integer("groups", groups, 1)
     is_top = arguments.get("selection", "top") == "top"
     graph = Graph(model)
     patterns = None if layers is None else as_patterns("layers", layers)
