@@ -99,6 +99,43 @@ def test_what_cannot_be_gated_is_left_alone():
             tfprune.prune_wrap(base, RuntimeGate, agent=None, layers=name)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Normalization(layers.BatchNormalization):
+    """What it computes may be anything."""
+
+
+def test_normalizations_that_stay_layers_of_their_own_are_not_gated():
+    x = inputs = layers.Input((8, 8, 3))
+    lora = layers.Conv2D(6, 3, name="lora")
+    convolutions = [
+        (lora, layers.BatchNormalization()),
+        (layers.Conv2D(6, 3, name="good"), layers.BatchNormalization()),
+        (
+            layers.Conv2D(6, 3, activation="relu", name="active"),
+            layers.BatchNormalization(),
+        ),
+        (layers.Conv2D(6, 1, name="own"), Normalization()),
+    ]
+    for convolution, normalization in convolutions:
+        x = normalization(convolution(x))
+    base = randomize(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    lora.enable_lora(2)
+    for _, each in convolutions:
+        # Negative scales, whose sign goes into the filter.
+        each.gamma.assign(-each.gamma)
+    model = tfprune.prune_wrap(base, RuntimeGate, agent=None, rectify=True)
+    assert [gate.name for gate in gates_in(model)] == ["good_gate"]
+    x = images(2, (8, 8, 3))
+    np.testing.assert_allclose(model(x), base(x), rtol=1e-4, atol=1e-5)
+    for name, why in (
+        ("active", "its activation comes before its normalization"),
+        ("own", "its normalization is a Normalization"),
+        ("lora", "LoRA"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            tfprune.prune_wrap(base, RuntimeGate, agent=None, layers=name)
+
+
 def test_sequential_models_are_wrapped():
     base = keras.Sequential(
         [

@@ -325,6 +325,18 @@ def test_litert(tmp_path):
     assert not path.exists()
 
 
+def test_what_lies_before_a_gate_is_not_left_out():
+    model, _ = network("blocks")
+    x = images(2)
+    # Its normalization cannot move into it any more.
+    model.layers[1].enable_lora(2)
+    masked = deploy(model, "mask")
+    assert_same(masked(x).numpy(), model(x, training=False).numpy())
+    name = model.layers[2].name
+    with pytest.raises(ValueError, match=f"mode='block' needs .*{name}"):
+        deploy(model, overhead=0)
+
+
 def test_bad_arguments():
     model, _ = network("blocks")
     with pytest.raises(ValueError, match="`mode` must be one of"):

@@ -7,7 +7,8 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph.graph import Graph
-from tfprune.graph.scales import normalized_directly
+from tfprune.graph.scales import normalized_directly, why_not_folded
+from tfprune.layers.kernels import altered_kernel
 from tfprune.patterns import matches
 
 
@@ -62,6 +63,10 @@ def _why_not(graph: Graph, call, norm) -> str | None:
     layer, labels = call.layer, call.outputs[0].labels[-1]
     if layer.groups > 1 or layer.data_format != "channels_last":
         return "only plain convolutions with channels last are pruned at run time"
+    # A deployed model has nothing between a convolution and its gate.
+    why = altered_kernel(layer) if norm is None else why_not_folded(layer, norm.layer)
+    if why is not None:
+        return why
     if labels is None or not graph.prunable(labels).all():
         return "its channels are kept"
     if "/" in call.path:

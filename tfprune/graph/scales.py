@@ -9,7 +9,7 @@ from tfprune.graph.gates import GatePlaces, Member
 from tfprune.graph.graph import Graph
 from tfprune.graph.rules_layers import channel_axis
 from tfprune.layers import GATED_TYPES, ChannelGate
-from tfprune.layers.kernels import DEPTHWISE
+from tfprune.layers.kernels import DEPTHWISE, altered_kernel
 
 _PASSING = ("Dropout", "Identity", "SpatialDropout1D", "SpatialDropout2D")
 
@@ -70,6 +70,20 @@ def normalized_directly(graph: Graph) -> list[tuple]:
         ):
             found.append((before, call))
     return found
+
+
+def why_not_folded(layer, normalization) -> str | None:
+    """Returns why a normalization cannot move into the layer right before it, or None.
+
+    Args:
+        layer: convolution or dense layer.
+        normalization: BatchNormalization behind it.
+    """
+    if type(normalization) is not keras.layers.BatchNormalization:
+        return f"its normalization is a {type(normalization).__name__}"
+    if layer.activation not in (None, keras.activations.linear):
+        return "its activation comes before its normalization"
+    return altered_kernel(layer)
 
 
 class Roles:

@@ -82,8 +82,9 @@ def deploy(
 
     Raises:
         ValueError: if there are no gates, they are not of the kind that the mode needs,
-            `overhead` is below 0, or a static part is not settled yet (train with
-            `PolicyTraining` past its `settle`).
+            a normalization before them cannot move into its convolution, `overhead` is
+            below 0, or a static part is not settled yet (train with `PolicyTraining`
+            past its `settle`).
 
     Example:
 
@@ -187,6 +188,7 @@ class _Deployment:
         functional = as_functional(model)
         _, self._shapes = assumed_shapes(functional)
         gated = gated_nodes(functional)
+        _check_between(gated, mode)
         self._makers = {id(node): before[-1] for node, before in gated}
         self._absorbed = {id(each) for _, before in gated for each in before}
         inputs = _new_inputs(functional)
@@ -298,6 +300,20 @@ class _Deployment:
         if self._mode == "block":
             return Narrow(old.filters, gate.block)
         return Narrow(old.filters, 0, tuple(gate.ranks().tolist()))
+
+
+def _check_between(gated, mode: str) -> None:
+    """Raises unless all between convolutions and gates moved into the former."""
+    between = [node.operation for _, before in gated for node in before[:-1]]
+    names = [each.name for each in between if type(each) is not layers.Identity]
+    if names:
+        raise ValueError(
+            f"mode={mode!r} needs gates right behind their convolutions, or behind a "
+            f"plain BatchNormalization that can move into these. Received: {names}, "
+            "which cannot: the convolution has an activation or LoRA, or it is no "
+            'BatchNormalization. Use mode="mask", wrap anew, or load the weights, into '
+            "which Keras merges LoRA, into the model without it."
+        )
 
 
 def _share(gate) -> float:

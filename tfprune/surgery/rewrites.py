@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 from tfprune.graph import Graph
-from tfprune.graph.scales import normalized_directly
+from tfprune.graph.scales import normalized_directly, why_not_folded
 from tfprune.layers.channel_gate import scaled_outputs
 from tfprune.layers.kernels import altered_kernel
 from tfprune.layers.swapping import attribute_of
@@ -180,9 +180,7 @@ def foldable_normalizations(graph: Graph) -> dict:
     return {
         id(before.operation): norm.layer
         for before, norm in normalized_directly(graph)
-        if type(norm.layer) is layers.BatchNormalization
-        and before.layer.activation in (None, keras.activations.linear)
-        and altered_kernel(before.layer) is None
+        if why_not_folded(before.layer, norm.layer) is None
     }
 
 

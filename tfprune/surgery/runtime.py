@@ -182,9 +182,8 @@ class _Wrapping:
         signs = np.ones(gate.channels, "float32")
         if old.gamma is not None:
             gamma = old.gamma.numpy()
-            if maker.activation is keras.activations.linear:
-                # The channels that matter most are those with the largest scales.
-                signs = np.where(gamma < 0, -1, 1).astype("float32")
+            # The channels that matter most are those with the largest scales.
+            signs = np.where(gamma < 0, -1, 1).astype("float32")
             gate.rho.assign(gamma * signs)
         if old.beta is not None:
             gate.beta.assign(old.beta)

@@ -56,10 +56,11 @@ def prune_wrap(
     channels instead, whose masks are trained.
 
     `RuntimeGate`, which chooses channels image by image, goes behind every convolution
-    whose channels are its own; those of residual streams are for static pruning. Its
-    `keep_ratio` takes effect at once, and so do its agents, which every gate shares:
-    `agent="gaussian"`, `"groups"`, or None for one ratio everywhere, and
-    `per_network=True` for one decision for each image.
+    whose channels are its own; those of residual streams are for static pruning, and so
+    are those with an activation before their BatchNormalization. Its `keep_ratio` takes
+    effect at once, and so do its agents, which every gate shares: `agent="gaussian"`,
+    `"groups"`, or None for one ratio everywhere, and `per_network=True` for one
+    decision for each image.
 
     Args:
         model: Functional, Sequential or subclassed model without gates; not changed.
