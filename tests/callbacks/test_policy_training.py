@@ -10,7 +10,7 @@ import tfprune
 from tfprune.callbacks import PolicyTraining, Preflight
 from tfprune.layers import RuntimeGate
 from tfprune.layers.runtime_policy import WarmUp
-from tfprune.runtime.learning import Learner
+from tfprune.runtime.learning import Learner, _losses_of_samples
 from tfprune.runtime.work import seeing_masks
 
 KINDS = {
@@ -245,6 +245,35 @@ def test_it_says_so_if_what_is_static_is_not_settled_in_the_end(ended_by, data):
         model.fit(data.take(1), epochs=2, verbose=0, callbacks=callbacks)
 
 
+def own_loss(y, p):
+    return tf.square(y - p)
+
+
+LOSSES = {
+    "binary_crossentropy": 1,
+    "hinge": 1,
+    "crossentropy": 3,
+    "sparse_categorical_crossentropy": 3,
+    own_loss: 1,
+    keras.losses.Huber(): 1,
+}
+
+
+@pytest.mark.parametrize(("loss", "outputs"), LOSSES.items())
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_agents_see_the_losses_that_keras_takes(loss, outputs, dtype):
+    inputs = keras.layers.Input((3,))
+    dense = keras.layers.Dense(outputs, "softmax" if outputs > 1 else "sigmoid")
+    model = keras.Model(inputs, dense(inputs))
+    model.compile("sgd", loss)
+    predictions = model(np.random.default_rng(0).normal(size=(4, 3)))
+    y = np.array([0, 1, 1, 0], dtype)
+    losses = _losses_of_samples(model)(tf.constant(y), predictions)
+    ones = [slice(number, number + 1) for number in range(4)]
+    expected = [model.compute_loss(None, y[one], predictions[one]) for one in ones]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
 def learned(sign, rounds):
     """What agents keep of three layers, of which one carries all of the signal."""
     inputs = keras.layers.Input((4, 4, 8))
@@ -317,6 +346,15 @@ def test_bad_arguments(data):
     with pytest.raises(ValueError, match=r"`agent_data` must have .*`\(x, y\)`"):
         training = PolicyTraining([x], warm_up=0)
         wrapped(1).fit(data.take(1), epochs=2, verbose=0, callbacks=[training])
+    two = wrapped()
+    two = keras.Model(two.input, [two.output, two.output])
+    two.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="needs one loss, of one output. .*2 outputs"):
+        two.fit(data, verbose=0, callbacks=[PolicyTraining(data)])
+    two = wrapped()
+    two.compile("sgd", lambda y, p: tf.reduce_mean(p))
+    with pytest.raises(ValueError, match="needs a loss of each image"):
+        two.fit(data, epochs=2, verbose=0, callbacks=[PolicyTraining(data)])
     plain = small_network()
     plain.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="agents of runtime gates"):

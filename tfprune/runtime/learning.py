@@ -1,10 +1,12 @@
 """How the agents of a model learn: what they do on batches, and what it earns."""
 
-import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.trainers.compile_utils import get_loss
 
+from tfprune.graph.nodes import as_functional
 from tfprune.layers.runtime_masks import deployed_ratios
+from tfprune.layers.swapping import replaced
 from tfprune.runtime.budgets import budget_reward, running_mean
 from tfprune.runtime.ppo import PPO, rollout_of
 from tfprune.runtime.q_learning import QLearning, rewards_of
@@ -139,18 +141,28 @@ def _columns(decisions, kind) -> np.ndarray:
 
 
 def _losses_of_samples(model):
-    """Returns the function from labels and predictions to the loss of each sample."""
-    loss = getattr(model, "loss", None)
-    if loss is None or not (callable(loss) or isinstance(loss, str)):
+    """Returns the function from labels and predictions to the loss of each sample.
+
+    What `fit` takes for a sample alone, with the ranks and types of Keras's losses.
+    """
+    loss, outputs = getattr(model, "loss", None), len(as_functional(model).outputs)
+    if outputs > 1 or not (callable(loss) or isinstance(loss, str)):
         raise ValueError(
-            "Agents learn from the loss of each image, and the model needs one loss. "
-            f"Received: loss={loss!r}. Call `model.compile(optimizer, loss)`."
+            "Agents learn from the loss of each image, and the model needs one loss, of "
+            f"one output. Received: loss={loss!r}, {outputs} outputs. Call "
+            "`model.compile(optimizer, loss)` on a model with one output."
         )
-    function = loss if isinstance(loss, keras.losses.Loss) else keras.losses.get(loss)
-    function = getattr(function, "call", function)
 
     def losses(y, predictions):
-        found = function(y, predictions)
+        function = get_loss(loss, y, predictions)
+        with replaced(function, "reduction", None):
+            found = function(y, predictions)
+        if not len(found.shape):
+            raise ValueError(
+                "Agents learn from the loss of each image, and the model needs a loss "
+                f"of each image. Received: loss={loss!r}, which returns one number for "
+                "a batch. Return one for each image, and Keras takes their mean."
+            )
         places = list(range(1, len(found.shape)))
         return tf.reduce_mean(found, places) if places else found
 
