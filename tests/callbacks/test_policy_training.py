@@ -34,7 +34,9 @@ def wrapped(gates=2, **arguments):
     base = small_network()
     convolutions = [x for x in base.layers if isinstance(x, keras.layers.Conv2D)]
     arguments["layers"] = [layer.name for layer in convolutions[:gates]]
-    model = tfprune.prune_wrap(base, RuntimeGate, keep_ratio=0.5, **arguments)
+    if arguments.get("agent") != "groups":
+        arguments["keep_ratio"] = 0.5
+    model = tfprune.prune_wrap(base, RuntimeGate, **arguments)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-3), loss)
     return model

@@ -268,6 +268,36 @@ def test_bad_arguments():
         tfprune.strip(wrapped)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"agent": "groups", "keep_ratio": 0.5}, "`penalty` .* no `keep_ratio`"),
+        ({"groups": 4}, "`groups`"),
+        ({"agent": None, "groups": 4}, "`groups`"),
+        ({"agent": None, "per_network": True}, "`per_network`"),
+        ({"selection": "prefix", "rectify": True}, "`rectify`"),
+    ],
+)
+def test_no_argument_goes_unheeded(arguments, why):
+    with pytest.raises(ValueError, match=why):
+        tfprune.prune_wrap(small_network(), RuntimeGate, **arguments)
+
+
+def test_agents_keep_as_few_as_they_are_told():
+    x = inputs = layers.Input((4, 4, 2))
+    x = layers.Flatten()(layers.Conv2D(40, 3, name="wide")(x))
+    base = keras.Model(inputs, layers.Dense(2)(x))
+    model = tfprune.prune_wrap(base, RuntimeGate, keep_ratio=0.05)
+    kept = tfprune.runtime.kept_channels(model, images(3, (4, 4, 2)))
+    assert (kept["wide_gate"].sum(axis=1) == 2).all()
+    policy = gates_in(model)[0].policy
+    heads = [np.float32([each]) for each in (-1.0, 0.0, 0.0)]
+    assert policy.agent.act(heads)[1] == np.float32(0.05)
+    # Elsewhere as in the paper.
+    (gate,) = gates_in(tfprune.prune_wrap(base, RuntimeGate, keep_ratio=0.5))
+    assert gate.policy.agent.act(heads)[1] == np.float32(0.1)
+
+
 def test_a_new_static_part_goes_by_what_it_is_told_of_filters():
     new = tfprune.prune_wrap(small_network(), RuntimeGate, runtime_ratio=0.5)
     gate = gates_in(new)[0]

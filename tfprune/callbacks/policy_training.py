@@ -28,9 +28,10 @@ class PolicyTraining(training.PruningCallback):
     they hold best. Between epochs the network stands still, and agents try ratios on
     `agent_data`, are rewarded for a low loss and for keeping within their budgets, and
     learn: that of images has a budget of multiply-accumulates, that of what is static
-    one of weights, both those of `keep_ratio` in every layer. What they have learned is
-    saved with the model, and a `fit` that goes on from the end of an epoch is the one
-    that was not interrupted. Put this callback before those that save the model.
+    one of weights, both those of `keep_ratio` in every layer. Agents that choose groups
+    have no budget, and pay `penalty` for each. What they have learned is saved with the
+    model, and a `fit` that goes on from the end of an epoch is the one that was not
+    interrupted. Put this callback before those that save the model.
 
     List callbacks that end training, such as `EarlyStopping`, before this one: agents
     do not learn after the last epoch. One that restores the best weights should begin

@@ -32,7 +32,8 @@ class RuntimeGate(keras.layers.Layer):
 
     `prune_wrap(model, RuntimeGate, ...)` makes the policy and takes, beside the first
     five arguments, its `agent` (`"gaussian"`, the default, `"groups"`, or None for one
-    ratio everywhere), `per_network` (False) and `groups` (4), see there.
+    ratio everywhere), `per_network` (False) and, for agents of groups, `groups` (4), see
+    there.
 
     Args:
         keep_ratio: float in (0, 1]. The fraction of channels that stay, without a

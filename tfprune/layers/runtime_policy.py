@@ -43,7 +43,7 @@ class RuntimePolicy(keras.layers.Layer):
     Args:
         state_sizes: list of ints: how many numbers the state of each gate has.
         widths: list of floats: what the static agent is told of each gate.
-        keep_ratio: float in (0, 1]. Ratio of channels to begin with.
+        keep_ratio: float in (0, 1]. Ratio of channels to begin with; not for groups.
         runtime_ratio: float in [0, 1]. How much of the pruning depends on the image: 1
             for all of it, without a static agent.
         agent: `"gaussian"`, which says a ratio, or `"groups"`, which says how many of

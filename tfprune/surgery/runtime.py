@@ -24,7 +24,7 @@ def wrap_runtime(
     runtime_ratio=1.0,
     agent="gaussian",
     per_network=False,
-    groups=4,
+    groups=None,
     **arguments,
 ) -> keras.Model:
     """Returns a model with `RuntimeGate`s behind its convolutions.
@@ -36,7 +36,8 @@ def wrap_runtime(
             theirs alone.
         keep_ratio, runtime_ratio: of `RuntimeGate`.
         agent, per_network, groups: of `RuntimePolicy`; without an agent every image
-            keeps `keep_ratio` of every layer.
+            keeps `keep_ratio` of every layer. Agents that choose groups, 4 by default,
+            go by what a group costs them, not by `keep_ratio`.
         **arguments: `block`, `selection` and `rectify` of `RuntimeGate`.
 
     Raises:
@@ -44,7 +45,10 @@ def wrap_runtime(
     """
     check_number("keep_ratio", keep_ratio, "(0, 1]")
     check_number("runtime_ratio", runtime_ratio, "[0, 1]")
-    check_integer("groups", groups, 1)
+    if groups is not None:
+        check_integer("groups", groups, 1)
+    arguments.update(keep_ratio=keep_ratio, runtime_ratio=runtime_ratio)
+    _check_together(agent, per_network, groups, arguments)
     is_top = arguments.get("selection", "top") == "top"
     graph = Graph(model)
     patterns = None if layers is None else as_patterns("layers", layers)
@@ -57,23 +61,51 @@ def wrap_runtime(
             f"Model {model.name!r} has no convolutions that can be pruned at run time. "
             f"Why: {refused}"
         )
-    if agent is None and runtime_ratio < 1:
-        raise ValueError(
-            "Pruning that is in part static needs agents. Received: agent=None, "
-            f"runtime_ratio={runtime_ratio}. Use agent='gaussian' or runtime_ratio=1."
-        )
-    if runtime_ratio < 1 and not is_top:
-        raise ValueError(
-            "The first channels are the same for all images already. Received: "
-            f"selection='prefix', runtime_ratio={runtime_ratio}. Use runtime_ratio=1."
-        )
-    arguments.update(keep_ratio=keep_ratio, runtime_ratio=runtime_ratio)
     if agent is not None:
+        groups = 4 if groups is None else groups
         settings = {"agent": agent, "per_network": per_network, "groups": groups}
         arguments["policy"] = _policy(
             places, is_top, keep_ratio, runtime_ratio, settings
         )
     return _Wrapping(graph, places, kind, arguments).model
+
+
+def _check_together(agent, per_network, groups, arguments) -> None:
+    """Raises if arguments do not go together, or one of them would go unheeded."""
+    keep_ratio, runtime_ratio = arguments["keep_ratio"], arguments["runtime_ratio"]
+    is_prefix = arguments.get("selection") == "prefix"
+    if agent is None and runtime_ratio < 1:
+        raise ValueError(
+            "Pruning that is in part static needs agents. Received: agent=None, "
+            f"runtime_ratio={runtime_ratio}. Use agent='gaussian' or runtime_ratio=1."
+        )
+    if runtime_ratio < 1 and is_prefix:
+        raise ValueError(
+            "The first channels are the same for all images already. Received: "
+            f"selection='prefix', runtime_ratio={runtime_ratio}. Use runtime_ratio=1."
+        )
+    if agent == "groups" and keep_ratio != 1:
+        raise ValueError(
+            "Agents that choose groups go by what each costs them, the `penalty` of "
+            "`PolicyTraining`, and by no `keep_ratio`. Received: agent='groups', "
+            f"keep_ratio={keep_ratio}. Leave `keep_ratio` out, or use agent='gaussian'."
+        )
+    if agent != "groups" and groups is not None:
+        raise ValueError(
+            "`groups` is for agents that choose groups. Received: "
+            f"agent={agent!r}, groups={groups}. Use agent='groups', or leave it out."
+        )
+    if agent is None and per_network:
+        raise ValueError(
+            "`per_network` says how often agents decide. Received: agent=None, "
+            "per_network=True. Use agent='gaussian' or 'groups', or leave it out."
+        )
+    if is_prefix and arguments.get("rectify"):
+        raise ValueError(
+            "`rectify` is for predictions, of which the first channels have none. "
+            "Received: selection='prefix', rectify=True. Leave `rectify` out, or use "
+            "selection='top'."
+        )
 
 
 def without_runtime_gates(model) -> keras.Model:
