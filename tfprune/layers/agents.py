@@ -9,6 +9,8 @@ from keras import layers, ops
 _UNITS = 128
 # A standard deviation of 0.018: ratios move little from what the mean says.
 _LOG_DEVIATION = -4.0
+# Executed ratios are no lower, unless the budget is.
+_LOWEST = 0.1
 # The share of choices of groups that are drawn at random to learn from.
 _EXPLORATION = 0.1
 _CELLS = {"rnn": layers.SimpleRNNCell, "lstm": layers.LSTMCell, "none": None}
@@ -142,16 +144,18 @@ class Agent(Walker):
         budget: float: the ratio to begin with.
         cell: `"rnn"` or `"lstm"`, see `Walker`. An agent with `"rnn"` reads the budget
             at every layer.
-        limits: two floats: executed ratios are clipped to these.
+        limits: two floats: executed ratios are clipped to these. By default 0.1, or
+            a budget below that, and 1.
 
     Source: Chen et al., "Storage efficient and dynamic flexible runtime channel pruning
     via deep reinforcement learning", 2020, author response.
     """
 
-    def __init__(self, state_sizes, budget, cell="rnn", limits=(0.1, 1.0), **kwargs):
+    def __init__(self, state_sizes, budget, cell="rnn", limits=None, **kwargs):
         # Without a cell, what the encoder says goes to the heads as it is.
         super().__init__(state_sizes, cell, extra=int(cell == "rnn"), **kwargs)
-        self.budget, self.limits = float(budget), tuple(limits)
+        self.budget = float(budget)
+        self.limits = tuple(limits or (min(_LOWEST, budget), 1.0))
         self.mean = _small_dense("mean")
         self.log_deviation = _small_dense("log_deviation", _LOG_DEVIATION)
         self.value = _dense(1, "value")
