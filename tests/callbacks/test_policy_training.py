@@ -12,6 +12,7 @@ from tfprune.layers import RuntimeGate
 from tfprune.layers.runtime_policy import WarmUp
 from tfprune.runtime.learning import Learner, _losses_of_samples
 from tfprune.runtime.work import seeing_masks
+from tfprune.surgery.runtime import without_runtime_gates
 
 KINDS = {
     "both": {"runtime_ratio": 0.5, "block": 5},
@@ -245,6 +246,29 @@ def test_it_says_so_if_what_is_static_is_not_settled_in_the_end(ended_by, data):
     model = wrapped(1, runtime_ratio=0.5)
     with pytest.warns(UserWarning, match="is not settled.*start_from_epoch=1"):
         model.fit(data.take(1), epochs=2, verbose=0, callbacks=callbacks)
+
+
+def test_what_is_compacted_has_the_same_budget(data):
+    model = wrapped(runtime_ratio=0.5)
+    gates = gates_in(model)
+    for gate, ratio in zip(gates, (0.2, 0.6), strict=True):
+        count = round((0.5 + 0.5 * ratio) * gate.units)
+        gate.stored.assign(np.arange(gate.units) < count)
+        gate.static_keep.assign(ratio)
+    gates[0].policy.settled.assign(True)
+    small = tfprune.compact(model)
+    small.compile("sgd", model.loss)
+    assert [gate.units < gate.total for gate in gates_in(small)] == [True, True]
+    learners = [Learner(x, gates_in(x), 1e-9, -0.1, 0) for x in (model, small)]
+    assert learners[0].caps == pytest.approx(learners[1].caps)
+    before, after = (learner.phase(data.take(1)) for learner in learners)
+    assert before == pytest.approx(after, rel=1e-4)
+    # All that is stored stays where images have no say.
+    plain = [tfprune.cost(without_runtime_gates(x)).macs for x in (model, small)]
+    for learner in learners:
+        decisions = [{"ratios": np.ones(1), "static_ratios": np.ones(1)}] * 2
+        shares = learner._shares(decisions)
+        assert shares["macs"] == pytest.approx(plain[1] / plain[0])
 
 
 def own_loss(y, p):

@@ -59,8 +59,8 @@ class PolicyTraining(training.PruningCallback):
         seed: int.
 
     Logs: `agent_reward`, `agent_loss`, and the shares of multiply-accumulates and of
-    weights that are kept, `kept_macs` and `kept_params`; with two agents also
-    `static_reward`.
+    weights that are kept, of what there was before compaction, `kept_macs` and
+    `kept_params`; with two agents also `static_reward`.
 
     Raises:
         ValueError: for arguments out of range or, when training begins, if the model

@@ -35,6 +35,8 @@ class Learner:
         self._generator = tf.random.Generator.from_seed(seed)
         self._rollout = tf.function(self._run, reduce_retracing=True, autograph=False)
         self._costs = GateCosts(model)
+        # What gates had before the model was compacted: shares and budgets are of that.
+        self._whole = np.array([gate.total / gate.units for gate in gates])
         self._caps = self.caps
         self._learners = []
         optimizers = self._policy.make_optimizers()
@@ -52,9 +54,13 @@ class Learner:
         keep, part = self._policy.keep_ratio, self._policy.runtime_ratio
         stored, kept = deployed_ratios(keep, keep, part)
         return {
-            "macs": self._costs.cap("macs", kept),
-            "params": self._costs.cap("params", stored),
+            count: self._costs.cap(count, ratio * self._whole) / self._all(count)
+            for count, ratio in (("macs", kept), ("params", stored))
         }
+
+    def _all(self, count: str) -> float:
+        """What gates had before the model was compacted, as a share of what it has."""
+        return self._costs.cap(count, self._whole)
 
     def _run(self, x, y):
         with self._policy.recording(self._generator) as recorder:
@@ -129,10 +135,11 @@ class Learner:
                 static = np.full_like(static, gate.static_keep.numpy())
             both = deployed_ratios(own["ratios"], static, gate.runtime_ratio)
             for found, each in zip((stored, kept), both, strict=True):
-                found.append(np.maximum(1, np.round(each * gate.total)) / gate.total)
+                blocks = np.clip(np.round(each * gate.total), 1, int(gate.limit))
+                found.append(blocks / gate.units)
         return {
-            "macs": self._costs("macs", np.stack(kept, axis=-1)),
-            "params": self._costs("params", np.stack(stored, axis=-1)),
+            count: self._costs(count, np.stack(each, axis=-1)) / self._all(count)
+            for count, each in (("macs", kept), ("params", stored))
         }
 
 

@@ -43,9 +43,14 @@ class GateCosts:
         """
         return self._costs[count](self._of_groups(ratios))
 
-    def cap(self, count: str, ratio: float) -> float:
-        """Returns the share that is left at one ratio, not rounded."""
-        return self._costs[count].cap(np.where(self._gate_of < self._gates, ratio, 1.0))
+    def cap(self, count: str, ratios) -> float:
+        """Returns the share that is left at ratios that are not rounded.
+
+        Args:
+            count: as in a call.
+            ratios: float array of shape `(gates,)`.
+        """
+        return self._costs[count].cap(self._of_groups(ratios))
 
     def _of_groups(self, ratios):
         ratios = np.asarray(ratios)
