@@ -67,6 +67,27 @@ def test_wrapping_changes_nothing(arguments, residual):
     assert groups == {group.name: group.size for group in tfprune.Graph(base).groups}
 
 
+def one_convolution(**arguments):
+    x = inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3)(x)
+    x = layers.BatchNormalization(name="norm", **arguments)(x)
+    x = layers.Flatten()(layers.ReLU()(x))
+    return keras.Model(inputs, layers.Dense(2)(x))
+
+
+def test_wrapping_keeps_what_renormalization_trains_by():
+    base, random = one_convolution(renorm=True), np.random.default_rng(0)
+    for weight in base.get_layer("norm").weights:
+        weight.assign(random.uniform(0.5, 2, weight.shape))
+    gamma = base.get_layer("norm").gamma
+    gamma.assign(gamma * np.resize([1, -1], gamma.shape))
+    model = tfprune.prune_wrap(base, RuntimeGate, agent=None)
+    x = images(4, (8, 8, 3))
+    for _ in range(2):
+        expected = base(x, training=True)
+        np.testing.assert_allclose(model(x, training=True), expected, atol=1e-4)
+
+
 def test_shared_channels_are_left_to_static_pruning():
     model = tfprune.prune_wrap(small_network(residual=True), RuntimeGate)
     names = [gate.name for gate in gates_in(model)]

@@ -222,5 +222,8 @@ class _Wrapping:
         maker.kernel.assign(maker.kernel * signs)
         if maker.bias is not None:
             maker.bias.assign(maker.bias * signs)
-        norm.moving_mean.assign(old.moving_mean * signs)
-        norm.moving_variance.assign(old.moving_variance)
+        # Beside the mean and the variance those of a renormalization.
+        for variable in norm.variables:
+            value = getattr(old, variable.name)
+            is_mean = variable.name.endswith("mean")
+            variable.assign(value * signs if is_mean else value)
