@@ -88,6 +88,23 @@ def test_wrapping_keeps_what_renormalization_trains_by():
         np.testing.assert_allclose(model(x, training=True), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "held", ["gamma_regularizer", "beta_regularizer", "gamma_constraint"]
+)
+def test_scales_that_are_held_are_held_no_more(held):
+    base = one_convolution(**{held: "l2" if "regularizer" in held else "non_neg"})
+    with pytest.warns(UserWarning, match="regularizers and constraints.*'norm'"):
+        tfprune.prune_wrap(base, RuntimeGate, agent=None)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_warning_where_nothing_is_lost():
+    tfprune.prune_wrap(one_convolution(), RuntimeGate, agent=None)
+    base = one_convolution(gamma_regularizer="l2")
+    model = tfprune.prune_wrap(base, RuntimeGate, agent=None, selection="prefix")
+    assert len(model.losses) == 1
+
+
 def test_shared_channels_are_left_to_static_pruning():
     model = tfprune.prune_wrap(small_network(residual=True), RuntimeGate)
     names = [gate.name for gate in gates_in(model)]

@@ -1,5 +1,7 @@
 """Runtime gates into a model."""
 
+import warnings
+
 import keras
 import numpy as np
 
@@ -61,6 +63,8 @@ def wrap_runtime(
             f"Model {model.name!r} has no convolutions that can be pruned at run time. "
             f"Why: {refused}"
         )
+    if is_top:
+        _warn_of_lost(places)
     if agent is not None:
         groups = 4 if groups is None else groups
         settings = {"agent": agent, "per_network": per_network, "groups": groups}
@@ -133,6 +137,25 @@ def without_runtime_gates(model) -> keras.Model:
         if not isinstance(old, RuntimeGate):
             copy_state(old, twin)
     return new
+
+
+def _warn_of_lost(places) -> None:
+    """Warns of what held scales and shifts that gates take over."""
+    norms = [place.normalization for place in places if place.normalization is not None]
+    names = [
+        norm.path
+        for norm in norms
+        for variable in (norm.layer.gamma, norm.layer.beta)
+        if variable is not None and (variable.regularizer or variable.constraint)
+    ]
+    if names:
+        warnings.warn(
+            "Gates take over scales and shifts, but not their regularizers and "
+            f"constraints. Received: {list(dict.fromkeys(names))}, which have some. To "
+            "keep them, set those of `rho` and `beta` of the gates, such as "
+            "`gate.rho.regularizer`, after wrapping and after loading.",
+            stacklevel=4,
+        )
 
 
 def _policy(places, is_top, keep_ratio, runtime_ratio, settings):
