@@ -12,6 +12,7 @@ from keras.src.saving.serialization_lib import (
     record_object_after_deserialization,
     record_object_after_serialization,
 )
+from keras.src.trainers.compile_utils import get_loss
 from keras.src.tree import tree_api as tree
 
 from tfprune.layers import SwapWrapper
@@ -26,6 +27,7 @@ __all__ = [
     "flatten_layers",
     "follow_training",
     "forget_defaults",
+    "get_loss",
     "input_layer_of",
     "input_masks",
     "input_structure",

@@ -2,9 +2,8 @@
 
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.compile_utils import get_loss
 
-from tfprune.graph.nodes import as_functional
+from tfprune.graph.nodes import as_functional, get_loss
 from tfprune.layers.runtime_masks import deployed_ratios
 from tfprune.layers.swapping import replaced
 from tfprune.runtime.budgets import budget_reward, running_mean
