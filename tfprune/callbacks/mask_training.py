@@ -255,7 +255,9 @@ class MaskTraining(BudgetedCallback):
         ]
         target = None
         if self._has_budget and not is_channels:
-            target = int(sum(sizes) * (1 - self.budget.target[1]) + 1e-6)
+            # The budget is of all weights, also of those that have no scores.
+            removed = np.ceil(self.graph.num_units * self.budget.target[1] - 1e-6)
+            target = sum(sizes) - int(removed)
         return ScoreUpdates(scored, self.strength, self.hysteresis, least, target)
 
     def _floors(self, scored) -> list[int]:
