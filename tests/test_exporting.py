@@ -160,6 +160,14 @@ def test_a_keras_file_holds_nothing_of_tfprune(model, images, tmp_path):
         np.testing.assert_array_equal(reloaded(images[0]), each(images[0]))
 
 
+def test_a_keras_file_keeps_runtime_gates(model, images, tmp_path):
+    gate = tfprune.layers.RuntimeGate
+    gated = tfprune.prune_wrap(model, gate, agent=None, keep_ratio=0.5)
+    path = tfprune.export(gated, tmp_path / "small.keras", format="keras")
+    reloaded = keras.saving.load_model(path)
+    np.testing.assert_array_equal(reloaded(images[0]), gated(images[0]))
+
+
 @pytest.mark.parametrize("suffix", ["", ".tflite", ".onnx", ".keras"])
 def test_an_artefact_that_differs_is_refused(model, tmp_path, monkeypatch, suffix):
     def write(model, path, format, sparse):

@@ -16,6 +16,7 @@ from tfprune.graph.nodes import (
 )
 from tfprune.layers.runtime_conv import RuntimeConv2D
 from tfprune.surgery import certificate
+from tfprune.surgery.gates import has_runtime_gates
 
 # LiteRT itself has no operations in float16 or bfloat16.
 _PRECISION = {"litert": certificate.in_float32}
@@ -77,9 +78,7 @@ def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
     if format == "litert":
         _check_convertible(model)
     with writing.write_aside(path, _SUFFIXES[format], overwrite) as aside:
-        # What a Keras file would hold of an optimizer or constraints may be tfprune's.
-        is_plain = format != "keras" and not surgery.has_gates(model)
-        plain = model if is_plain else surgery.strip(model)
+        plain = _without_ours(model, format)
         inputs = certificate.probe_inputs(plain)
         with _PRECISION.get(format, contextlib.nullcontext)(plain):
             # Before writing, because Keras exports to ONNX only what has been called.
@@ -111,6 +110,13 @@ def check_path(path, format, overwrite=False):
             f"`format={format!r}` needs packages that are not installed. "
             f"Install them with: pip install {' '.join(missing)}"
         )
+
+
+def _without_ours(model, format):
+    """Returns a model without gates and, for a Keras file, our constraints."""
+    # The file would hold an optimizer as well, which may be one of ours.
+    is_file = format == "keras" and not has_runtime_gates(model)
+    return surgery.strip(model) if is_file or surgery.has_gates(model) else model
 
 
 def _write(model, path, format, sparse):
