@@ -69,7 +69,7 @@ def test_prune_writes_a_saved_model(run, saved, tmp_path):
 
 @pytest.mark.parametrize(
     ("format", "suffix"),
-    [("keras", ".keras"), ("litert", ".tflite"), ("onnx", ".onnx")],
+    [("keras", ".keras"), ("onnx", ".onnx")],
 )
 def test_file_sizes_are_those_of_one_format_and_of_models_alone(
     run, saved, images, tmp_path, format, suffix
