@@ -17,10 +17,10 @@ class NetworkSurgery(training.PruningCallback):
 
     Every kernel has a threshold, `max(mean + c * deviation, 0)` of the absolute values
     of its non-zero weights, taken once before the first step: later runs of the model
-    go by it, too. When masks are refreshed,
-    weights at or below 0.9 times the threshold are cut, those above 1.1 times come back,
-    and others stay as they are. That happens at random, less and less often: after `s`
-    steps with probability `(1 + gamma * s) ** -power`, and no more from `stop` on.
+    go by it, too. When masks are refreshed, weights at or below 0.9 times the threshold
+    are cut, those above 1.1 times come back, and others stay as they are. That happens
+    at random, less and less often: after `s` steps with probability
+    `(1 + gamma * s) ** -power`, and no more from `stop` on.
 
     Every epoch's logs receive `"sparsity"`. Biases are not masked.
 

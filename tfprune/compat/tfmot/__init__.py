@@ -8,9 +8,9 @@ from tfprune.compat import tfmot
 model = tfmot.sparsity.keras.prune_low_magnitude(model)
 ```
 
-Names, arguments and defaults are the original's, and for untied weights so are, from
-the same weights, the masks at every update (where the number to keep is a half to the last bit, it may be
-rounded to the other side). What is different, on purpose:
+Names, arguments and defaults are the original's. From the same weights, but for tied
+ones, so are the masks at every update (where the number to keep is a half to the last
+bit, it may be rounded to the other side). What is different, on purpose:
 
 - Masks act in the forward pass and in the optimizer: weights are exactly zero in every
   file, at any time, and a masked weight gets no gradient: it does not grow between
