@@ -48,9 +48,7 @@ class SwapWrapper(keras.layers.Wrapper):
         """Returns `{dotted attribute of the layer: value during the call}`."""
 
     def _call_swapped(self, *args, **kwargs):
-        values = self.swaps()
-        self.check_unaltered(values)
-        swaps = [(*self._find(name), value) for name, value in values.items()]
+        swaps = self._found_swaps()
         own = [(owner, name, owner[name]) for owner, name, _ in swaps]
         try:
             # Writing to the dict goes around the trackers, which would adopt the
@@ -62,13 +60,14 @@ class SwapWrapper(keras.layers.Wrapper):
             for owner, name, value in own:
                 owner[name] = value
 
-    def check_unaltered(self, names=None):
-        """Raises if a layer computes with something else than what is replaced.
+    def _found_swaps(self) -> list:
+        """Returns `(dict that holds an attribute, its name there, value)` of all swaps.
 
-        Args:
-            names: dotted attributes that are replaced; those of `swaps()` by default.
+        Raises:
+            ValueError: if a layer computes with something else than what is replaced.
         """
-        for name in self.swaps() if names is None else names:
+        values = self.swaps()
+        for name in values:
             why = altered_kernel(owner_of(self.layer, name))
             if why is not None:
                 raise ValueError(
@@ -76,11 +75,11 @@ class SwapWrapper(keras.layers.Wrapper):
                     f"cannot act any more: {why}. Call `tfprune.compact` or "
                     "`tfprune.strip` first, and change what they return."
                 )
+        return [(*self._find(name), value) for name, value in values.items()]
 
     def baked(self) -> dict:
         """Returns `{id(variable): tensor}` of the variables that are replaced."""
-        found = [(*self._find(name), value) for name, value in self.swaps().items()]
-        return {id(owner[name]): value for owner, name, value in found}
+        return {id(owner[name]): v for owner, name, v in self._found_swaps()}
 
     def _find(self, dotted: str) -> tuple[dict, str]:
         """Returns the dict that holds an attribute, and its name there."""
