@@ -33,12 +33,12 @@ _PACKAGES = {"onnx": ("tf2onnx", "onnxruntime")}
 def export(model, path, format="tf_saved_model", overwrite=False, sparse=False):
     """Writes a model as an artefact that needs neither tfprune nor the model's code.
 
-    A Keras file is the exception: it needs the code of layers that are not Keras's own.
-    It holds the model alone, not compiled.
-    Gates are folded away first, so that the artefact is plain TensorFlow. It is
-    written beside `path`, loaded again and run on probe inputs, and takes its name
-    only when its outputs are those of the model. The model is not changed, and on any
-    failure `path` is as it was.
+    A Keras file is the exception: it needs the code of layers that are not Keras's own,
+    as runtime gates are; of others it holds the model alone, not compiled. Gates are
+    folded away first, so that the artefact is plain TensorFlow. It is written beside
+    `path`, loaded again and run on probe inputs, and takes its name only when its
+    outputs are those of the model. The model is not changed, and on any failure `path`
+    is as it was.
 
     Args:
         model: built Functional or Sequential model, with or without gates; of a

@@ -39,8 +39,8 @@ class Constant:
     """The whole budget from `begin` on, chosen anew every `frequency` steps.
 
     A channel that was removed comes back when its importance has risen above
-    that of a channel still kept; a single weight is zero then, and stays so. No choice is made after the last step, since no
-    training could follow it.
+    that of a channel still kept; a single weight is zero then, and stays so. No
+    choice is made after the last step, since no training could follow it.
 
     Args:
         begin: int (steps) or float (fraction of the run). First choice.

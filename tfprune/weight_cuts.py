@@ -217,11 +217,11 @@ def _pattern_counts(graph: WeightGraph, budget) -> dict[str, int]:
 
     None of those of whose weights fewer may go: half a pattern is none.
     """
-    kernels = zip(graph.kernels.items(), most_removed(graph, budget), strict=True)
-    counts = {
-        name: (_count_n_of_m(k, budget.n_of_m), most) for (name, k), most in kernels
-    }
-    return {name: count * (count <= most) for name, (count, most) in counts.items()}
+    counts, caps = {}, most_removed(graph, budget)
+    for (name, kernel), most in zip(graph.kernels.items(), caps, strict=True):
+        count = _count_n_of_m(kernel, budget.n_of_m)
+        counts[name] = count if count <= most else 0
+    return counts
 
 
 def _count_n_of_m(kernel, n_of_m: tuple) -> int:
