@@ -450,7 +450,7 @@ KINDS = (Images, Images, Sequences, Vectors, Volumes)
 @st.composite
 def models(draw, kind=None, steps=7):
     """Strategy of models in double precision, which hides no small errors."""
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     keras.config.set_dtype_policy("float64")
     grower = (kind or draw(st.sampled_from(KINDS)))(draw)
     return grower.grow(draw(st.integers(2, steps)))

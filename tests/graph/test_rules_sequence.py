@@ -275,8 +275,9 @@ def test_what_additive_attention_compares_is_alive_on_either_side():
         layer.set_weights(values)
 
 
-@pytest.mark.parametrize("kind", ATTENTIONS)
-@pytest.mark.parametrize("alter", ["lora", "int8"])
+@pytest.mark.parametrize(
+    ("kind", "alter"), [("heads", "lora"), ("groups", "lora"), ("heads", "int8")]
+)
 def test_attention_with_other_kernels_stays_whole(kind, alter):
     model = _attended(ATTENTIONS[kind]())
     attention = model.get_layer("attention")
