@@ -170,6 +170,67 @@ def test_equals_the_profiler_on_a_residual_network(make_residual):
     assert tfprune.cost(model).macs == checker.profiled_macs(model)
 
 
+def _windows(x):
+    x = ops.reshape(x, (-1, 2, 3, 2, 3, 8))
+    return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, 9, 8))
+
+
+def _whole(x):
+    x = ops.transpose(ops.reshape(x, (-1, 2, 2, 3, 3, 8)), (0, 1, 3, 2, 4, 5))
+    return ops.reshape(x, (-1, 6, 6, 8))
+
+
+FOLDED = {
+    "windows": (_windows, _whole),
+    "places": (
+        lambda x: ops.reshape(x, (-1, 8)),
+        lambda x: ops.reshape(x, (-1, 6, 6, 8)),
+    ),
+    "lambda": (
+        layers.Lambda(lambda x: ops.reshape(x, (-1, 8)), output_shape=(8,)),
+        layers.Lambda(lambda x: ops.reshape(x, (-1, 6, 6, 8)), output_shape=(6, 6, 8)),
+    ),
+    "another axis first": (
+        lambda x: ops.transpose(x, (1, 0, 2, 3)),
+        lambda x: ops.transpose(x, (1, 0, 2, 3)),
+    ),
+    "another axis first, in one": (
+        lambda x: ops.transpose(ops.reshape(x, (-1, 36, 8)), (1, 0, 2)),
+        lambda x: ops.reshape(ops.transpose(x, (1, 0, 2)), (-1, 6, 6, 8)),
+    ),
+}
+
+
+# A `Lambda` that is told its output's shape is believed about a batch of a known size.
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [(name, None) for name in FOLDED]
+    + [(name, 3) for name in FOLDED if name != "lambda"],
+)
+def test_what_is_folded_into_the_batch_is_counted(name, batch):
+    fold, unfold = FOLDED[name]
+    inputs = layers.Input((6, 6, 4), batch_size=batch)
+    inner = keras.Sequential([layers.Dense(8, name="b"), layers.Dense(8, name="c")])
+    x = fold(layers.Dense(8, name="a")(inputs))
+    x = unfold(layers.Dense(8, name="d")(inner(x)))
+    x = layers.Conv2D(2, 6, name="e")(x)
+    model = checker.randomize(keras.Model(inputs, x))
+    counted = tfprune.cost(model).macs
+    assert counted == 36 * (4 * 8 + 3 * 8 * 8 + 8 * 2)
+    masks = random_masks(tfprune.Graph(model))
+    small = tfprune.compact(model, masks)
+    assert tfprune.cost(model, masks) == tfprune.cost(small)
+    assert tfprune.cost(small).macs < counted
+
+
+def test_what_is_the_same_for_any_batch_is_counted_once():
+    inputs = layers.Input((5, 8))
+    table = ops.zeros_like(inputs[:1, :, :4]) + np.ones((1, 5, 4), "float32")
+    constant = layers.Dense(3)(ops.reshape(ops.sum(table, axis=0), (5, 4)))
+    model = keras.Model(inputs, layers.Dense(3)(inputs) + constant)
+    assert tfprune.cost(model).macs == 5 * 8 * 3 + 5 * 4 * 3
+
+
 def test_product_of_two_tensors_is_counted():
     a, b = layers.Input((4, 6)), layers.Input((6, 5))
     assert tfprune.cost(keras.Model([a, b], ops.matmul(a, b))).macs == 4 * 6 * 5

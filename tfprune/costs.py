@@ -139,7 +139,9 @@ def _works(graph: Graph, call) -> bool:
     """Returns whether a call may multiply and accumulate and has no rule that counts."""
     if type(call.operation).__name__ in _PRODUCTS:
         return True
-    if call.path not in graph.skipped or isinstance(call.layer, keras.layers.Embedding):
+    # A subclass may also multiply with its table, as a `ReversibleEmbedding` does.
+    looks_up = type(call.layer) is keras.layers.Embedding
+    if call.path not in graph.skipped or looks_up:
         return False
     return any(len(v.shape) > 1 for v in getattr(call.layer, "weights", ()))
 

@@ -542,18 +542,35 @@ def test_weights_that_are_made_in_a_call_keep_a_layer_whole():
         open_layer(layer, (layers.Input((8, 8, 3)),), {})
 
 
-def test_layer_called_in_several_ways_is_kept_whole():
-    shared = Chain(name="odd")
+def _called_twice(shared, **arguments):
+    """A model that calls a layer on a map and, with `arguments`, on half of it."""
     inputs = layers.Input((8, 8, 3))
     x = layers.Conv2D(8, 3, padding="same", name="a")(inputs)
-    x, y = shared(x), shared(layers.MaxPooling2D()(x))
+    x, y = shared(x), shared(layers.MaxPooling2D()(x), **arguments)
     x, y = (layers.GlobalAveragePooling2D()(each) for each in (x, y))
     x = layers.Dense(6, "relu", name="b")(layers.Concatenate()([x, y]))
-    model = checker.randomize(keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+    return checker.randomize(keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+
+
+def test_layer_called_on_several_sizes_loses_channels():
+    model = _called_twice(Chain(name="head"))
+    assert tfprune.cost(model).macs == checker.profiled_macs(model)
+    small = check_own(model, "a", "b", "head/one")
+    assert type(small.get_layer("head")) is not Chain
+
+
+def test_layer_called_in_several_ways_is_kept_whole_and_said_not_to_be_counted():
+    @register
+    class Optional(Chain):
+        def call(self, x, twice=False):
+            return super().call(x) * 2 if twice else super().call(x)
+
+    model = _called_twice(Optional(name="odd"), twice=True)
     graph = tfprune.Graph(model)
     assert "several ways" in graph.skipped["odd"]
+    assert tfprune.cost(graph).uncounted == ("odd",)
     small = check_own(model, "b", skipped=["odd"])
-    assert type(small.get_layer("odd")) is Chain
+    assert type(small.get_layer("odd")) is Optional
 
 
 def test_the_message_of_an_error_is_all_of_it():

@@ -13,6 +13,25 @@ TABLE = Table()
 # Layers with weights ------------------------------------------------------------
 
 
+@TABLE.row("tokens", "a")
+def _reversible_embedding():
+    return _of_tokens(tie_weights=True)
+
+
+@TABLE.row("tokens", "a")
+def _reversible_embedding_with_a_table_of_each_way():
+    return _of_tokens(tie_weights=False)
+
+
+def _of_tokens(**settings):
+    table = layers.ReversibleEmbedding(11, 8, name="tokens", mask_zero=True, **settings)
+    inputs = layers.Input((9,), dtype="int32")
+    x = table(inputs)
+    y = layers.Dense(6, "relu", name="a")(x)
+    x = layers.Add()([x, layers.Dense(8, name="b")(y)])
+    return keras.Model(inputs, table(x, reverse=True))
+
+
 @TABLE.row("conv", "conv2", keeps=["logits"], locked=["logits"])
 def _conv2d():
     return between()

@@ -90,6 +90,15 @@ def _bidirectional_and_time_distributed():
     return head(inputs, layers.TimeDistributed(layers.Dense(6, "relu"))(x))
 
 
+@TABLE.row("tokens", "last")
+def _time_distributed_over_steps_that_are_masked():
+    inputs = layers.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 8, mask_zero=True, name="tokens")(inputs)
+    for each in (layers.PReLU(), layers.Reshape((4, 2)), layers.Flatten()):
+        x = layers.TimeDistributed(each)(x)
+    return head(inputs, layers.GRU(5)(x))
+
+
 @TABLE.row("dense", "last")
 def _attention():
     inputs = steps()

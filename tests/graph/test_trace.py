@@ -195,6 +195,35 @@ def test_layer_tied_across_nested_models():
     assert one is two
 
 
+def test_recurrent_layer_that_goes_on_from_its_own_state():
+    a, b = layers.Input((4, 3), name="a"), layers.Input((4, 3), name="b")
+    shared = layers.LSTM(8, return_state=True, name="lstm")
+    _, *states = shared(a)
+    x, *_ = shared(b, initial_state=states)
+    check(keras.Model([a, b], layers.Dense(2, name="logits")(x)), "lstm")
+
+
+def test_attention_shared_by_one_sequence_and_two():
+    a, b = layers.Input((4, 6), name="a"), layers.Input((5, 6), name="b")
+    shared = layers.MultiHeadAttention(4, 2, name="attention")
+    x = shared(layers.Dense(6, "relu", name="first")(a), a)
+    x = shared(x, b, key=layers.Dense(6, name="key")(b))
+    x = layers.Dense(2, name="logits")(layers.GlobalAveragePooling1D()(x))
+    check(keras.Model([a, b], x), "attention")
+
+
+def test_reshape_shared_by_maps_and_sequences():
+    inputs = image()
+    shared = layers.Reshape((-1,))
+    x = conv(8, "a", strides=4)(inputs)
+    y = layers.Conv1D(6, 3, name="b")(layers.Reshape((64, 3))(inputs))
+    x, y = shared(x), shared(y)
+    graph, *_ = check(
+        keras.Model(inputs, layers.Dense(2)(layers.Concatenate()([x, y]))), "a", "b"
+    )
+    assert len(graph.groups) == 2
+
+
 def test_batch_normalization_shared_by_two_branches():
     inputs = image()
     shared = layers.BatchNormalization(name="bn")

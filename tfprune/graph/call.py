@@ -15,13 +15,16 @@ class Tensor:
     Args:
         shape: tuple of ints, the batch axis included as `None`.
         labels: tuple with, per axis, None or an int array of the axis's size.
+        rows: length of its first axis for one sample: more than 1 where windows or
+            steps are folded into the batch.
     """
 
-    __slots__ = ("labels", "shape")
+    __slots__ = ("labels", "rows", "shape")
 
-    def __init__(self, shape, labels=None):
+    def __init__(self, shape, labels=None, rows=1):
         self.shape = tuple(shape)
         self.labels = tuple(labels) if labels else (None,) * len(self.shape)
+        self.rows = rows
 
     @property
     def labeled_axes(self) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ from tfprune.graph.nodes import (
 )
 from tfprune.graph.remaking import copy_operation, made_again
 from tfprune.graph.shapes import OPEN_SIZES, assumed_shape
+from tfprune.graph.signatures import covers, ways_to_call, without_training
 
 
 @dataclass(eq=False)
@@ -38,12 +39,15 @@ class Opened:
 
     Attributes:
         node: the Keras node of that call.
+        arguments: `(args, kwargs)` that the parts were found with: those of that call,
+            with the sizes left open in which other calls differ.
         parts: the graph of its parts, None if it stays whole.
         reason: why it stays whole, empty if there was nothing to open.
         calls: the calls of its parts, all of its own calls together.
     """
 
     node: object
+    arguments: tuple
     parts: Functional | None = None
     reason: str = ""
     calls: list = field(default_factory=list)
@@ -51,41 +55,44 @@ class Opened:
     @functools.cached_property
     def describes_itself(self) -> bool:
         """Whether the layer can be made anew from its config."""
-        layer = self.node.operation
-        if type(layer).__module__.startswith("keras."):
-            return True
-        try:
-            return type(layer).from_config(layer.get_config()) is not None
-        except Exception:
-            # Whatever a constructor makes of arguments that are not all there.
-            return False
+        return _describes_itself(self.node.operation)
 
     def fits(self, node) -> bool:
-        """Returns whether a layer is called just as at its first call."""
-        return node is self.node or _signature(node) == _signature(self.node)
+        """Returns whether a layer is called as the call was with which it was opened."""
+        return covers(self.arguments, recorded_arguments(node))
 
 
-def open_call(node) -> Opened:
-    """Returns what is inside the layer that a node calls."""
-    opened = Opened(node)
+def _describes_itself(layer) -> bool:
+    if type(layer).__module__.startswith("keras."):
+        return True
+    try:
+        return type(layer).from_config(layer.get_config()) is not None
+    except Exception:
+        # Whatever a constructor makes of arguments that are not all there.
+        return False
+
+
+def open_call(node, others=()) -> Opened:
+    """Returns what is inside the layer that a node calls.
+
+    Args:
+        node: the node.
+        others: the nodes of the layer's other calls.
+    """
+    given = recorded_arguments(node)
+    opened = Opened(node, given)
     if not isinstance(node.operation, keras.layers.Layer):
         return opened
     if has_sublayers(node.operation) or not opened.describes_itself:
-        try:
-            opened.parts = open_layer(node.operation, *recorded_arguments(node))
-        except NotOpened as error:
-            opened.reason = f": {error}"
+        for arguments in ways_to_call(given, map(recorded_arguments, others)):
+            try:
+                opened.parts = open_layer(node.operation, *arguments)
+            except NotOpened as error:
+                opened.reason = f": {error}"
+            else:
+                opened.arguments = arguments
+                break
     return opened
-
-
-def _signature(node) -> str:
-    """Returns what a call depends on: shapes and types of tensors, other arguments."""
-    args, kwargs = recorded_arguments(node)
-
-    def plain(x):
-        return (tuple(x.shape), x.dtype) if is_symbolic(x) else repr(x)
-
-    return repr(tree.map_structure(plain, (args, _without_training(kwargs))))
 
 
 def has_sublayers(layer) -> bool:
@@ -162,7 +169,7 @@ def _fresh_inputs(args, kwargs, names):
         inputs.append(keras.Input(batch_shape=x.shape, **settings))
         return inputs[-1]
 
-    filled = tree.map_structure(fresh, (args, _without_training(kwargs)))
+    filled = tree.map_structure(fresh, (args, without_training(kwargs)))
     if not inputs:
         raise NotOpened("it is called on no tensor")
     return inputs, filled
@@ -176,10 +183,6 @@ def _names_in(args) -> dict[int, str]:
     if len(args) != 1 or not isinstance(args[0], dict):
         return {}
     return {id(x): name for name, x in args[0].items() if isinstance(name, str)}
-
-
-def _without_training(kwargs: dict) -> dict:
-    return {name: value for name, value in kwargs.items() if name != "training"}
 
 
 # Checks -----------------------------------------------------------------------------
@@ -206,7 +209,7 @@ def _check_parts(graph: Functional) -> None:
         part = node.operation
         if isinstance(part, OwnWeight) or not isinstance(part, keras.layers.Layer):
             continue
-        if Opened(node).describes_itself or open_call(node).parts is not None:
+        if _describes_itself(part) or open_call(node).parts is not None:
             continue
         try:
             made_again(part)
@@ -246,7 +249,7 @@ def _described(graph: Functional, own: set) -> list:
     lines = []
     for node in nodes_in_order(graph):
         args, kwargs = recorded_arguments(node)
-        arguments = tree.map_structure(plain, (args, _without_training(kwargs)))
+        arguments = tree.map_structure(plain, (args, without_training(kwargs)))
         lines.append((_identity(node.operation, own), repr(arguments)))
         for x in node.outputs:
             plain(x)

@@ -152,6 +152,24 @@ def embedding(call: Call, x: Tensor):
     return call.outputs[0].with_labels({-1: made})
 
 
+@register_rule(layers.ReversibleEmbedding, sizes={"output_dim": ("embeddings", 1)})
+def reversible_embedding(call: Call, x: Tensor, reverse=False):
+    """Looks up the rows of a table, or multiplies with them: one logit for each row."""
+    layer, out = call.layer, call.outputs[0]
+    if altered_kernel(layer):
+        return None
+    made, table, axis = call.make(layer.embeddings, 1), layer.embeddings, 1
+    if not layer.tie_weights:
+        table, axis = layer.reverse_embeddings, 0
+        call.bind(table, axis, made)
+    if not reverse:
+        return out.with_labels({-1: made})
+    # What other channels would make up for would change what is looked up as well.
+    call.read(table, axis, x, -1, adds_up=False)
+    call.count_macs(table, positions(x, -1))
+    return Tensor(out.shape, x.labels).with_labels({-1: None})
+
+
 @register_rule(layers.BatchNormalization)
 def batch_normalization(call: Call, x: Tensor, **kwargs):
     layer, out = call.layer, call.outputs[0]

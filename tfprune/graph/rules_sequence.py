@@ -139,7 +139,9 @@ def time_distributed(call: Call, x: Tensor, mask=None):
         )
         for read in inner.reads
     ]
-    call.constants, call.unequal = inner.constants, inner.unequal
+    call.unequal = inner.unequal
+    # A mask comes as one more input, of which the layer inside knows nothing.
+    call.constants = inner.constants and (lambda known, *masks: inner.constants(known))
     call.settings = lambda kept: {
         "layer": _with_settings(layer, "layer", settings_of(inner, kept))
     }

@@ -145,8 +145,17 @@ def reshape(call: Call, x: Tensor):
     (out,) = move(call, x)
     target = tuple(call.operation.target_shape)
     labels = out.labels[1:]
-    call.settings = lambda kept: {"target_shape": narrowed_shape(target, labels, kept)}
+    if is_narrowed(target, labels):
+        call.settings = lambda kept: {
+            "target_shape": narrowed_shape(target, labels, kept)
+        }
     return out
+
+
+def is_narrowed(literal, labels) -> bool:
+    """Returns whether a shape written in the model depends on the width."""
+    pairs = zip(literal, labels, strict=True)
+    return any(size != -1 and each is not None for size, each in pairs)
 
 
 def narrowed_shape(literal, labels, kept) -> tuple:

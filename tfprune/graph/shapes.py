@@ -2,10 +2,14 @@
 
 import contextlib
 import functools
+from fractions import Fraction
 
 import keras
 
 from tfprune.graph.nodes import Functional, fill_in, nodes_in_order, tree
+
+# Stands for a batch that is left open: with 1, axes would be taken for ones to spread.
+_BATCH = 2
 
 # Stand-ins for a size that a model leaves open, such as the height of an image. The
 # smaller ones are for what cannot take the first, such as a table of 128 positions.
@@ -22,7 +26,7 @@ def closed_shapes(node, shapes: list, inputs: dict) -> list[list]:
     Args:
         node: the node.
         shapes: the shapes as far as they are known, those of batches included.
-        inputs: by the id of a Keras tensor, anything with a `shape` without open sizes.
+        inputs: by the id of a Keras tensor, its `Tensor`.
     """
     if all(None not in shape[1:] for shape in shapes):
         return [list(shape) for shape in shapes]
@@ -37,14 +41,20 @@ def closed_shapes(node, shapes: list, inputs: dict) -> list[list]:
 
 def _shapes_for_a_batch_of_two(node, inputs: dict) -> list | None:
     def of_two(x):
-        first, *rest = inputs[id(x)].shape
-        return keras.KerasTensor((first or 2, *rest), x.dtype)
+        given = inputs[id(x)]
+        rows = int(_BATCH * given.rows)
+        shape = tuple(rows if size is None else size for size in given.shape)
+        return keras.KerasTensor(shape, x.dtype)
 
     args, kwargs = fill_in(node, {id(x): of_two(x) for x in node.input_tensors})
     # Some say no more than they were told; their mathematics does.
     by_call = functools.partial(keras.Operation.compute_output_spec, node.operation)
+    ways = [node.operation.compute_output_spec, by_call]
+    if isinstance(node.operation, keras.layers.Lambda):
+        # It may be told how large each entry of the batch gets, never how many.
+        ways.reverse()
     found = None
-    for specify in (node.operation.compute_output_spec, by_call):
+    for specify in ways:
         if found is not None and not any(None in shape for shape in found):
             break
         # Whatever a layer says to a batch that it was not made for.
@@ -52,6 +62,42 @@ def _shapes_for_a_batch_of_two(node, inputs: dict) -> list | None:
             made = tree.flatten(specify(*args, **kwargs))
             found = [tuple(x.shape) for x in made]
     return found
+
+
+def rows_of(node, shapes: list, inputs: dict, batch: int | None) -> list:
+    """Returns, for each tensor that a node makes, its `rows`.
+
+    Keras writes None for a batch, and for what is folded into one.
+
+    Args:
+        node: the node.
+        shapes: the shapes of what it makes.
+        inputs: by the id of a Keras tensor, its `Tensor`.
+        batch: the batch that the model is made for, None if that is open.
+    """
+    if batch is not None:
+        firsts = [shape[0] if len(shape) else batch for shape in shapes]
+        return [Fraction(first or batch, batch) for first in firsts]
+    given = [(x, inputs[id(x)].rows) for x in node.input_tensors]
+    rows = max((rows for x, rows in given if None in x.shape), default=1)
+    found = None
+    if not _leaves_the_batch_alone(node.operation):
+        found = _shapes_for_a_batch_of_two(node, inputs)
+    result = []
+    for number, (out, shape) in enumerate(zip(node.outputs, shapes, strict=True)):
+        if out.shape and None not in out.shape:
+            # The same for any batch, such as a table of positions.
+            result.append(shape[0])
+        elif found is None or not shape or None in found[number][:1]:
+            result.append(rows)
+        else:
+            result.append(Fraction(found[number][0], _BATCH))
+    return result
+
+
+def _leaves_the_batch_alone(operation) -> bool:
+    is_layer = isinstance(operation, keras.layers.Layer)
+    return is_layer and not isinstance(operation, keras.layers.Lambda)
 
 
 def _sizes_of_inputs(sizes: list, shapes: list) -> list:

@@ -25,7 +25,7 @@ from tfprune.graph.nodes import (
 )
 from tfprune.graph.opening import Opened
 from tfprune.graph.registry import find_rule
-from tfprune.graph.shapes import assumed_shapes, closed_shapes, shapes_for
+from tfprune.graph.shapes import assumed_shapes, closed_shapes, rows_of, shapes_for
 from tfprune.layers.kernels import altered_kernel
 
 
@@ -53,9 +53,12 @@ class Trace:
         self._rule_of = rule_of
         self._open_call = open_call
         self._first_calls: dict[int, Call] = {}
+        self._nodes_of: dict[int, dict] = {}
         self._nested: dict[int, tuple] = {}
         functional = as_functional(model)
         sizes, shapes = assumed_shapes(functional)
+        batches = {shape[0] for shape in sizes}
+        self._batch = None if None in batches else max(batches, default=None)
         self.inputs = [self._input(*each) for each in zip(functional.inputs, sizes)]
         self._kept: dict[int, str] = {}
         self.outputs = self._walk(functional, self.inputs, "", shapes)
@@ -117,11 +120,16 @@ class Trace:
     ):
         tensors = {id(k): t for k, t in zip(functional.inputs, inputs, strict=True)}
         shapes = shapes or shapes_for(functional, [x.shape for x in inputs])
-        for node in nodes_in_order(functional):
+        nodes = nodes_in_order(functional)
+        for node in nodes:
+            self._nodes_of.setdefault(id(node.operation), {})[id(node)] = node
+        for node in nodes:
             if any(id(x) not in tensors for x in node.input_tensors):
                 continue
             made = [shapes[id(t)] for t in node.outputs]
-            results = [Tensor(shape) for shape in closed_shapes(node, made, tensors)]
+            made = closed_shapes(node, made, tensors)
+            rows = rows_of(node, made, tensors, self._batch)
+            results = [Tensor(x, rows=n) for x, n in zip(made, rows, strict=True)]
             args, kwargs = fill_in(node, tensors)
             outputs = self._call(node, args, kwargs, results, prefix)
             tensors.update(
@@ -144,20 +152,30 @@ class Trace:
         if model is not None and len(call.inputs) == len(model.outputs) == 1:
             return self._call_steps(as_functional(model), call)
         if id(operation) not in self.opened:
-            self.opened[id(operation)] = self._open_call(node)
+            others = self._nodes_of[id(operation)].values()
+            self.opened[id(operation)] = self._open_call(node, others)
         opened = self.opened[id(operation)]
         if opened.parts is not None and opened.fits(node):
             return self._call_opened(opened, call)
+        number = len(self.terms)
         outputs, why = self._follow(call, opened, args, kwargs)
         if outputs is None:
             self._keep_unknown(call, why)
         else:
             call.outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        for made, result in zip(call.outputs, results, strict=True):
+            made.rows = result.rows
+        self._repeat_terms(number, results[0].rows)
         self.calls.append(call)
         first = self._first_calls.setdefault(id(operation), call)
         if first is not call and call.settings is not None:
-            # One operation has one setting, so every call of it has the same width.
-            self._tie_tensors(first.inputs + first.outputs, call.inputs + call.outputs)
+            # One operation has one setting, so every call of it has the same width. What
+            # only one call is given, such as a state, its rule ties to the weights.
+            for one, other in (
+                (first.inputs, call.inputs),
+                (first.outputs, call.outputs),
+            ):
+                self._tie_tensors(one, other)
         return call.outputs
 
     def _follow(self, call: Call, opened: Opened, args, kwargs):
@@ -165,6 +183,9 @@ class Trace:
         kind = type(call.operation).__name__
         if opened.parts is not None:
             why = f"{kind} is called in several ways"
+            # Of the other ways nobody knows what they cost: it is better said of all.
+            own = f"{call.path}/"
+            self.terms = [x for x in self.terms if not x.path.startswith(own)]
             for inner in opened.calls:
                 for x in inner.inputs + inner.outputs:
                     inner.lock_all(x, why)
@@ -233,13 +254,19 @@ class Trace:
         (x,), (out,) = call.inputs, call.outputs
         call.lock(x.labels[1], f"the step axis of {call.path!r}")
         step = Tensor(*((each[0], *each[2:]) for each in (x.shape, x.labels)))
+        step.rows = x.rows
         number = len(self.terms)
         (result,) = self._call_nested(functional, [step], call.path)
-        self.terms[number:] = [
-            replace(term, constant=term.constant * x.shape[1])
-            for term in self.terms[number:]
-        ]
-        return [Tensor(out.shape, (None, None, *result.labels[1:]))]
+        self._repeat_terms(number, x.shape[1])
+        return [Tensor(out.shape, (None, None, *result.labels[1:]), x.rows)]
+
+    def _repeat_terms(self, number: int, times) -> None:
+        """Multiplies the work counted since there were `number` terms."""
+        if times != 1:
+            self.terms[number:] = [
+                replace(term, constant=round(term.constant * times))
+                for term in self.terms[number:]
+            ]
 
     def _call_opened(self, opened: Opened, call: Call) -> list[Tensor]:
         start = len(self.calls)
@@ -251,8 +278,9 @@ class Trace:
         return self._nested.get(id(functional), (None,))[0]
 
     def _tie_tensors(self, left: list[Tensor], right: list[Tensor]) -> None:
-        for a, b in zip(left, right, strict=True):
-            for one, other in zip(a.labels, b.labels, strict=True):
+        for a, b in zip(left, right, strict=False):
+            # From the right: the same layer may be called on a map and on a vector.
+            for one, other in zip(a.labels[::-1], b.labels[::-1], strict=False):
                 if one is not None and other is not None and len(one) != len(other):
                     one, other = np.append(one, other), None
                 self.tie(one, other, reason="shared with channels that are kept")

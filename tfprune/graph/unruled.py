@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tfprune.graph.flows import by_probing
+from tfprune.graph.nodes import recorded_arguments
 from tfprune.graph.opening import Opened, open_call
 from tfprune.graph.probing import by_narrowing
 from tfprune.graph.registry import find_rule
@@ -16,9 +17,11 @@ def follower_of(operation) -> Callable:
     return by_narrowing if getattr(operation, "variables", ()) else by_probing
 
 
-def opened_call(node) -> Opened:
-    """Returns the parts of the layer that a node calls.
+def opened_call(node, others=()) -> Opened:
+    """Returns the parts of the layer that a node calls, and other nodes as well.
 
     A layer with a rule stays whole: its rule knows more than its parts.
     """
-    return open_call(node) if find_rule(node.operation) is None else Opened(node)
+    if find_rule(node.operation) is not None:
+        return Opened(node, recorded_arguments(node))
+    return open_call(node, others)
