@@ -10,6 +10,7 @@ from invariants import check_all, fingerprint, random_masks
 from keras import layers, ops
 
 import tfprune
+from tfprune.surgery import rebuild
 
 # What a model carries -----------------------------------------------------------
 
@@ -156,6 +157,31 @@ def test_regularizers_and_constraints_survive():
         )
     assert len(wrapped.losses) == len(model.losses) == 1
     assert float(wrapped.losses[0]) == pytest.approx(float(model.losses[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*COPIES, "single weights", "gated twice"])
+def test_what_was_set_on_variables_survives(kind):
+    inputs = image()
+    x = layers.Conv2D(8, 3, kernel_regularizer="l1", name="a")(inputs)
+    x = layers.BatchNormalization()(x)
+    model = keras.Model(inputs, head(conv(6, "b", bias_constraint="non_neg")(x)))
+    kernel = model.get_layer("a").kernel
+    kernel.regularizer = keras.regularizers.L2(0.1)
+    kernel.constraint = keras.constraints.MaxNorm(1.0)
+    model.get_layer("b").bias.constraint = None
+
+    def kernel_gated(model):
+        return tfprune.prune_wrap(model, tfprune.layers.WeightMask)
+
+    copies = COPIES | {
+        "single weights": lambda m: tfprune.strip(kernel_gated(m)),
+        "gated twice": lambda m: tfprune.strip(rebuild.copy_model(kernel_gated(m))),
+    }
+    found = checker.layers_by_path(copies[kind](model))
+    a, b = (getattr(found[name], "layer", found[name]) for name in ("a", "b"))
+    assert type(a.kernel.regularizer) is keras.regularizers.L2
+    assert type(a.kernel.constraint) is keras.constraints.MaxNorm
+    assert b.bias.constraint is None
 
 
 # Custom layers ------------------------------------------------------------------

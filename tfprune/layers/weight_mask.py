@@ -56,12 +56,19 @@ class WeightMask(KernelGate):
 class _HoldZeros(keras.constraints.Constraint):
     """Holds masked weights at zero, after the variable's own constraint."""
 
-    def __init__(self, mask, other):
+    def __init__(self, mask, constraint):
         self.mask = mask
-        self.other = other
+        self.constraint = constraint
 
     def __call__(self, w):
-        return _zeroed(w if self.other is None else self.other(w), self.mask)
+        w = w if self.constraint is None else self.constraint(w)
+        return _zeroed(w, self.mask)
+
+
+def holder_of(variable):
+    """Returns what has a variable's own constraint: it, or the one of its mask."""
+    constraint = variable.constraint
+    return constraint if isinstance(constraint, _HoldZeros) else variable
 
 
 def _zeroed(kernel, mask):

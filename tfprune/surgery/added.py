@@ -1,9 +1,10 @@
-"""What tfprune sets on layers, and how it comes off again."""
+"""What is set on variables: copied and, where tfprune has set it, taken off again."""
 
 import keras
 
 from tfprune.constraints import Clip, ZeroSlices
 from tfprune.graph.nodes import flatten_layers
+from tfprune.layers.weight_mask import holder_of
 from tfprune.regularizers import Beside, Share
 
 # And where each keeps what the layer had before.
@@ -13,6 +14,32 @@ _ADDED = {
     Share: "regularizer",
     Beside: "regularizer",
 }
+
+
+def copy_terms(layer, pairs) -> None:
+    """Gives variables the regularizers and constraints set on those of a layer.
+
+    Of what the layer was made with, its copy has objects of its own.
+
+    Args:
+        layer: the layer. What a gate has itself is in its config.
+        pairs: each of its variables and that of the copy.
+    """
+    if not isinstance(layer, keras.layers.Layer):
+        return
+    parts = flatten_layers(layer)
+    held = {id(value) for part in parts for value in vars(part).values()}
+    own = {id(variable) for variable in parts[0].variables}
+    for source, target in pairs:
+        if id(source) not in own:
+            continue
+        for kind, one, other in (
+            ("regularizer", source, target),
+            ("constraint", holder_of(source), holder_of(target)),
+        ):
+            term = getattr(one, kind)
+            if term is None or id(term) not in held:
+                setattr(other, kind, term)
 
 
 def leave_off_added(layer) -> None:

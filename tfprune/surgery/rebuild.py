@@ -28,6 +28,7 @@ from tfprune.graph.remaking import (
     made_again,
 )
 from tfprune.graph.subclassed import as_recorded
+from tfprune.surgery.added import copy_terms
 from tfprune.surgery.initializers import (
     copy_initializers,
     fitting,
@@ -326,8 +327,8 @@ def _copy_lambda(layer):
 def copy_state(old, new, value_of: Callable = keras.Variable.numpy):
     """Gives a built copy what its layer has that a constructor does not give it.
 
-    The variables, in order, whether each trains, what `adapt` has found, and the
-    initializers.
+    The variables, in order, whether each trains, what was set on them themselves, what
+    `adapt` has found, and the initializers.
 
     Args:
         old: the layer to read; operations without variables are passed over.
@@ -348,7 +349,9 @@ def copy_state(old, new, value_of: Callable = keras.Variable.numpy):
         for each in initializers_of(new).values()
         if isinstance(each, _Given) and each.was_used and each.value_of is value_of
     }
-    for source, target in _paired(old_variables, new_variables):
+    pairs = list(_paired(old_variables, new_variables))
+    copy_terms(old, pairs)
+    for source, target in pairs:
         if target.trainable != source.trainable:
             target.trainable = source.trainable
         if id(source) in given:

@@ -9,6 +9,7 @@ from tfprune.graph.scales import normalized_directly, why_not_folded
 from tfprune.layers.channel_gate import scaled_outputs
 from tfprune.layers.kernels import altered_kernel
 from tfprune.layers.swapping import attribute_of
+from tfprune.surgery.added import copy_terms
 from tfprune.surgery.initializers import copy_initializers
 from tfprune.surgery.rebuild import (
     Rebuilder,
@@ -84,7 +85,9 @@ def _assign_folded(old, normalization, twin) -> None:
     """Gives a copy the weights with which it also does the normalization's work."""
     values, bias = _folded_values(old, normalization)
     kernels = [variable for variable in old.variables if variable is not old.bias]
-    for source, target in zip(kernels, twin.variables, strict=False):
+    pairs = list(zip(kernels, twin.variables, strict=False))
+    copy_terms(old, pairs)
+    for source, target in pairs:
         value = values.get(id(source), source.numpy())
         target.assign(_faster_value(twin, value))
     twin.bias.assign(bias)

@@ -20,7 +20,7 @@ from tfprune.layers import (
     TrainableMask,
 )
 from tfprune.patterns import as_patterns
-from tfprune.surgery.added import leave_off_added
+from tfprune.surgery.added import copy_terms, leave_off_added
 from tfprune.surgery.gates import has_gates, has_runtime_gates
 from tfprune.surgery.initializers import copy_initializers
 from tfprune.surgery.rebuild import (
@@ -256,7 +256,9 @@ def _fold_gate(gate: SwapWrapper, twin) -> None:
     values = {key: value + 0.0 for key, value in gate.baked().items()}
     added = len(twin.variables) - len(gate.layer.variables)
     # A scale that the layer did not have comes first among its variables.
-    for old, new in zip(gate.layer.variables, twin.variables[added:], strict=True):
+    pairs = list(zip(gate.layer.variables, twin.variables[added:], strict=True))
+    copy_terms(gate.layer, pairs)
+    for old, new in pairs:
         new.assign(values.get(id(old), old))
         if new.trainable != old.trainable:
             new.trainable = old.trainable
