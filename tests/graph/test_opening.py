@@ -393,6 +393,15 @@ def test_mixed_precision():
     assert small.get_layer("own").get_layer("gamma").compute_dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("policies", ["mixed_bfloat16 float32", "float32 bfloat16"])
+def test_the_global_policy_says_nothing_of_a_model_that_is_made(policies):
+    policy, other = policies.split()
+    keras.config.set_dtype_policy(policy)
+    model = around(Residual(name="own"))
+    keras.config.set_dtype_policy(other)
+    assert not tfprune.Graph(model).skipped
+
+
 def test_flags_of_frozen_parts_are_copied():
     model = around(Residual(name="own"), Chain(name="frozen"))
     model.get_layer("own").bn.trainable = False

@@ -49,6 +49,9 @@ class OwnWeight(keras.layers.Layer):
 
     def call(self, x):
         weight = ops.convert_to_tensor(self.variable)
+        if keras.backend.is_float_dtype(self.variable.dtype):
+            # Keras would do so as the global policy says, for whoever uses the weight.
+            weight = ops.cast(weight, self.compute_dtype)
         return weight if len(weight.shape) else ops.reshape(weight, (1,))
 
     def rows(self, x):
