@@ -122,6 +122,16 @@ def test_a_strided_convolution_of_one_place_becomes_dense(size, padding, strides
     assert tfprune.cost(fast).macs == tfprune.cost(model).macs
 
 
+def test_a_convolution_that_is_called_on_a_large_map_too_stays():
+    inputs = keras.Input((16, 16, 3))
+    conv = layers.Conv2D(6, 1, name="conv")
+    large = layers.ReLU()(layers.ReLU()(conv(inputs)))
+    maps = [large, conv(layers.MaxPooling2D(4)(inputs))]
+    x = layers.Concatenate()([layers.Flatten()(x) for x in maps])
+    fast = tfprune.compact(keras.Model(inputs, layers.Dense(2)(x)), optimize=True)
+    assert type(fast.get_layer("conv")) is layers.Conv2D
+
+
 def test_strided_in_a_sequential_and_called_twice(tmp_path):
     conv = layers.Conv2D(6, 1, strides=2, name="conv")
     halves = keras.Sequential([conv, layers.ReLU()], name="halves")

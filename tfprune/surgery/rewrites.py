@@ -98,8 +98,9 @@ def _places(graph: Graph) -> dict[int, int]:
     """Returns `{id(operation): places in the largest of its outputs}`."""
     places: dict[int, int] = {}
     for call in graph.calls:
+        key = id(call.operation)
         sizes = [int(np.prod(x.shape[1:-1])) for x in call.outputs]
-        places[id(call.operation)] = max(sizes, default=0)
+        places[key] = max([places.get(key, 0), *sizes])
     return places
 
 
