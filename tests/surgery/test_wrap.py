@@ -75,6 +75,23 @@ def test_gate_on_a_squeeze_convolution_and_on_the_reader_of_a_sigmoid():
     assert masks["makes_half"].sum() == 3
 
 
+@pytest.mark.parametrize(
+    "noise", [layers.GaussianNoise, layers.AlphaDropout, layers.GaussianDropout]
+)
+def test_closed_channels_let_no_noise_through(noise):
+    inputs = layers.Input((10,))
+    x = layers.Dense(16, activation="relu", name="a")(inputs)
+    x = layers.Dense(3, use_bias=False, name="reads")(noise(0.5)(x))
+    wrapped = tfprune.prune_wrap(keras.Model(inputs, x))
+    has_input_gate = "reads" in {gate.name for gate in gates_of(wrapped)}
+    assert has_input_gate == (noise is not layers.GaussianDropout)
+    tfprune.set_masks(tfprune.Graph(wrapped), {"a": np.arange(16) < 1})
+    reads = wrapped.get_layer("reads")
+    kernel = getattr(reads, "layer", reads).kernel
+    kernel.assign(kernel * (np.arange(16) > 0)[:, None])
+    assert not np.any(wrapped(np.ones((1, 10), "float32"), training=True))
+
+
 @pytest.mark.parametrize("scale", [True, False])
 @pytest.mark.parametrize("center", [True, False])
 def test_wrapping_changes_nothing_whatever_the_normalization(scale, center):

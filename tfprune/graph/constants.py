@@ -40,20 +40,25 @@ def propagate(graph: Graph, closed: dict | None = None) -> dict[int, np.ndarray]
 
 # What they make of zero is known, whatever their weights become.
 _FACTORS = (layers.PReLU, LayerScale, *DEPTHWISE)
+# And whatever they draw in training.
+_RANDOM_FACTORS = (layers.Dropout, layers.GaussianDropout)
 
 
 def _keeps_zeros(call) -> bool:
     """Returns whether what a call makes of zeros is known for good.
 
-    Any weight may be a shift, even one that is zero before it is trained.
+    Any weight may be a shift, even one that is zero before it is trained, and so may
+    random numbers, such as noise.
     """
     layer = call.layer
     if isinstance(layer, layers.TimeDistributed):
         layer = layer.layer
     if call.reads or getattr(layer, "bias", None) is not None:
         return False
-    is_fixed = isinstance(layer, (layers.Normalization, *_FACTORS))
-    return is_fixed or not getattr(layer, "weights", ())
+    if isinstance(layer, (layers.Normalization, *_FACTORS, *_RANDOM_FACTORS)):
+        return True
+    # States of random numbers are among the variables, not the weights.
+    return not getattr(layer, "variables", ())
 
 
 def values_of(read, known: dict) -> np.ndarray:
