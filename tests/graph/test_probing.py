@@ -6,6 +6,8 @@ from keras import layers, ops
 from keras.src.applications.convnext import LayerScale
 from table import Table, between, conv, head, image
 
+import tfprune
+
 TABLE = Table()
 register = keras.saving.register_keras_serializable("tfprune_tests_probing")
 
@@ -116,6 +118,36 @@ class Contracted(layers.Layer):
         return ops.matmul(x, self.kernel)
 
 
+class Random(layers.Layer):
+    """Layers that do something in training only, as random numbers say."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generator = keras.random.SeedGenerator(1)
+
+
+@register
+class Noisy(Random):
+    def call(self, x, training=True):
+        if not training:
+            return x
+        return x + keras.random.normal(ops.shape(x), seed=self.generator)
+
+
+@register
+class Shuffled(Random):
+    def call(self, x, training=True):
+        if not training:
+            return x
+        return x + keras.random.shuffle(x, axis=-1, seed=self.generator)
+
+
+@register
+class FixedInTraining(Random):
+    def call(self, x, training=True):
+        return x + ops.arange(8, dtype="float32") if training else x
+
+
 def _own(layer):
     return lambda: between(layer(name="own"))
 
@@ -126,7 +158,12 @@ TABLE.add("whitened", _own(Whitened), "conv", "own")
 TABLE.add(
     "layer_scale", _own(lambda name: LayerScale(1e-6, 8, name=name)), "conv", "own"
 )
-for kind in (Averaged, Centered, Rolled, Contracted):
+TABLE.add("noisy", _own(Noisy), "conv", "conv2")
+TABLE.add("flipped", _own(layers.RandomFlip), "conv", "conv2")
+for kind in (
+    *(Averaged, Centered, Rolled, Contracted),
+    *(Shuffled, FixedInTraining),
+):
     TABLE.add(
         kind.__name__.lower(), _own(kind), "conv2", keeps=["conv"], skipped=["own"]
     )
@@ -172,3 +209,20 @@ def _two_tensors():
 @pytest.mark.parametrize("name", TABLE.names)
 def test_row(name):
     TABLE.check(name)
+
+
+def test_trying_out_leaves_no_losses():
+    class Penalized(layers.Layer):
+        def call(self, x):
+            self.add_loss(ops.mean(x))
+            return x
+
+    class PenalizedAffine(Affine):
+        def call(self, x):
+            self.add_loss(ops.mean(x))
+            return super().call(x)
+
+    model = between(Penalized(), PenalizedAffine())
+    model(ops.ones((1, 8, 8, 3)))
+    tfprune.read_masks(model)
+    assert len(model.losses) == 2

@@ -7,7 +7,7 @@ import numpy as np
 
 from tfprune.graph.call import Call, Tensor
 from tfprune.graph.literals import is_literal, narrowed, values_of, with_literals
-from tfprune.graph.nodes import tree
+from tfprune.graph.nodes import tree, unrecorded
 
 
 def elementwise(call: Call, *operands, absorbing: bool = False, function=None):
@@ -313,9 +313,7 @@ def by_probing(call: Call, *args, **kwargs):
     None if it is not so, or if the operation cannot be tried.
     """
     layer = call.operation
-    if isinstance(layer, keras.layers.Layer) and layer.variables:
-        return None
-    if len(call.outputs) != 1:
+    if getattr(layer, "variables", ()) or len(call.outputs) != 1:
         return None
     (out,) = call.outputs
     if not any(x.labeled_axes for x in call.inputs):
@@ -324,6 +322,7 @@ def by_probing(call: Call, *args, **kwargs):
     if axis is None:
         return None
 
+    @unrecorded(layer)
     def function(*values):
         rest = iter(values)
         filled = tree.map_structure(

@@ -202,12 +202,13 @@ def input_masks(structure) -> list:
 
 @contextlib.contextmanager
 def unrecorded(layer):
-    """Calls inside leave no trace on a layer and the layers in it.
+    """Calls inside leave no trace on a layer and the layers in it, if it is one.
 
     Keras notes every symbolic call on the layers themselves, which would change how a
     model they belong to is saved.
     """
-    parts = layer._flatten_layers()
+    is_layer = isinstance(layer, keras.layers.Layer)
+    parts = layer._flatten_layers() if is_layer else []
     counts = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in parts]
     losses = [(list(x._losses), set(x._loss_ids)) for x in parts]
     try:

@@ -5,7 +5,8 @@ import numpy as np
 
 from tfprune.graph.call import Call, Tensor
 from tfprune.graph.flows import are_close, common_axis
-from tfprune.graph.nodes import tree
+from tfprune.graph.following import training_argument
+from tfprune.graph.nodes import tree, unrecorded
 from tfprune.graph.opening import has_sublayers
 
 
@@ -135,7 +136,29 @@ class _Probe:
             if whole.shape[axis] == self._size
             and are_close(np.take(whole, index, axis), received, self._tolerance)
         ]
-        return (out_axes[0], weight_axes) if len(out_axes) == 1 else None
+        if len(out_axes) != 1 or self._mixes_in_training(twin, index, *out_axes):
+            return None
+        return out_axes[0], weight_axes
+
+    def _mixes_in_training(self, twin, index, out_axis: int) -> bool:
+        """Returns whether channels of the layer depend on others in training.
+
+        They may be random then: what is drawn is the same only for the same shapes.
+        """
+        if not training_argument(self._layer, True):
+            return False
+        others = np.delete(np.arange(self._size), index)
+        runs = []
+        for _ in range(2):
+            values = [np.array(each) for each in self._values]
+            for each in values:
+                rows = np.moveaxis(each, self._axis, 0)
+                rows[others] = self._random.normal(size=rows[others].shape)
+            out = self._run(self._whole, values, training=True)
+            runs.append(np.take(out, index, out_axis))
+        # Its width may be fixed in training only.
+        self._run(twin, [np.take(x, index, self._axis) for x in values], training=True)
+        return not are_close(*runs, self._tolerance)
 
     def _resized(self, value, size: int):
         """Returns a constructor argument with another number of channels in it."""
@@ -146,7 +169,7 @@ class _Probe:
     def _copy(self, settings: dict):
         return type(self._layer).from_config({**self._config, **settings})
 
-    def _run(self, layer, values) -> np.ndarray:
+    def _run(self, layer, values, training: bool = False) -> np.ndarray:
         rest = iter(values)
         args, kwargs = tree.map_structure(
             lambda x: (
@@ -154,5 +177,8 @@ class _Probe:
             ),
             self._arguments,
         )
-        out = layer(*args, **kwargs)
+        kwargs = {**kwargs, **training_argument(layer, training)}
+        # What a layer draws in training is the same every time.
+        with keras.StatelessScope() if training else unrecorded(layer):
+            out = layer(*args, **kwargs)
         return keras.ops.convert_to_numpy(keras.ops.cast(out, "float32"))
