@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 import tfprune
 from tfprune.surgery.certificate import Certificate, certify, nudged
@@ -137,3 +137,12 @@ def test_a_cast_in_the_graph_rounds():
     model = keras.Model(inputs, keras.ops.cast(x, "float32"))
     expected = np.array([[1.0]])
     assert certify(expected, expected * 1.01, model) == pytest.approx(0.01)
+
+
+def test_masked_channels_that_give_0_by_0_are_named():
+    inputs = layers.Input((4, 4, 3))
+    x = layers.Conv2D(8, 3, name="a")(inputs)
+    x = x / ops.std(x, axis=(1, 2), keepdims=True)
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalMaxPooling2D()(x)))
+    with pytest.raises(ValueError, match="masked channels at zero"):
+        tfprune.compact(model, {"a": np.arange(8) < 4})

@@ -176,13 +176,23 @@ def finite_probe(model, values: dict | None = None):
                 raise
             # Tokens in an input of floats, as `keras.Input` makes them by default.
             continue
-        if all(map(_is_finite, tree.flatten(outputs))):
+        if _are_finite(outputs):
             return probes, outputs
+    if values is not None and _are_finite(run(model, probes)):
+        raise ValueError(
+            f"Model {model.name!r} gives outputs that are finite, but not with its "
+            "masked channels at zero, so nothing done to it can be verified. Add an "
+            "epsilon to what it divides by, or takes the logarithm of."
+        )
     broken = [v.path for v in model.variables if not _is_finite(v)]
     raise ValueError(
         f"Model {model.name!r} gives outputs that are not finite, so nothing done to it "
         f"can be verified. Variables with NaN or infinity: {broken[:4] or 'none'}."
     )
+
+
+def _are_finite(outputs) -> bool:
+    return all(map(_is_finite, tree.flatten(outputs)))
 
 
 def _is_finite(x) -> bool:
