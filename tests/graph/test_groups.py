@@ -125,6 +125,15 @@ def test_layer_masks_are_what_compact_does(graph):
             assert small.get_layer(layer.name).output.shape == layer.output.shape
 
 
+def test_layer_masks_of_a_layer_with_states():
+    inputs = layers.Input((5, 6))
+    _, h, c = layers.LSTM(8, return_state=True, name="a")(inputs)
+    x = layers.Dense(2)(layers.Concatenate()([h, c]))
+    masks = {"a": np.arange(8) < 3}
+    found = tfprune.Graph(keras.Model(inputs, x)).layer_masks(masks)
+    assert found["a"].tolist() == masks["a"].tolist()
+
+
 def test_layer_masks_of_no_masks_are_empty(graph):
     assert graph.layer_masks({}) == {}
 

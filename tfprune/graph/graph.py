@@ -296,14 +296,15 @@ class Graph:
 
         Returns:
             `{layer path: bool array}` over the output channel axis of every layer
-            and operation whose output loses channels.
+            and operation whose output, or first output, loses channels.
         """
         kept = self.kept(masks)
         found, clash = {}, set()
         for call in self._trace.calls:
-            if len(call.outputs) != 1 or call.outputs[0].channel_axis is None:
+            out = call.outputs[0]
+            if out.channel_axis is None:
                 continue
-            mask = kept(call.outputs[0].labels[call.outputs[0].channel_axis])
+            mask = kept(out.labels[out.channel_axis])
             if not np.array_equal(found.setdefault(call.path, mask), mask):
                 clash.add(call.path)
         return {
