@@ -289,6 +289,45 @@ def test_layer_made_with_what_keras_cannot_save(tmp_path):
     small.save(tmp_path / "small.keras")
 
 
+def _twice_tanh(x):
+    return 2 * ops.tanh(x)
+
+
+class _Cubes(keras.regularizers.Regularizer):
+    def __call__(self, x):
+        return ops.sum(ops.abs(x) ** 3)
+
+    def get_config(self):
+        return {}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.LSTM(8, _twice_tanh, return_sequences=True, activity_regularizer="l2"),
+        layers.GRU(8, kernel_regularizer=_Cubes(), return_sequences=True),
+        layers.EinsumDense("abc,cd->abd", (6, 8), activation=_twice_tanh),
+        layers.Conv1D(8, 1, activation=_twice_tanh, kernel_regularizer=_Cubes()),
+    ],
+)
+def test_keras_layers_made_with_what_has_no_known_name(layer):
+    inputs = layers.Input((6, 5))
+    x = layers.Flatten()(layer(layers.Dense(5, name="a")(inputs)))
+    model = checker.randomize(keras.Model(inputs, layers.Dense(2)(x)))
+    small = tfprune.compact(model, random_masks(tfprune.Graph(model)))
+    twin = small.get_layer(layer.name)
+    assert twin.count_params() < layer.count_params()
+    assert bool(twin.activity_regularizer) == bool(layer.activity_regularizer)
+    assert bool(twin.variables[0].regularizer) == bool(layer.variables[0].regularizer)
+
+
+def test_what_has_no_known_name_in_a_keras_layer_is_named():
+    layer = layers.TimeDistributed(layers.Dense(8, _twice_tanh))
+    model = keras.Sequential([layers.Input((6, 5)), layer])
+    with pytest.raises(ValueError, match="not know _twice_tanh by name.*register_kera"):
+        tfprune.strip(model)
+
+
 def test_operation_made_with_what_keras_cannot_save(tmp_path):
     size = np.prod((4, 4, 4))
     model = _around(lambda x: ops.reshape(ops.reshape(x, (-1, size)), (-1, 4, 4, 4)))

@@ -1,5 +1,6 @@
 """Layers and operations made again: from their config or, if faulty, from attributes."""
 
+import contextlib
 import inspect
 from collections.abc import Callable
 
@@ -14,6 +15,9 @@ _LOOKUPS = (
     keras.layers.IntegerLookup,
     keras.layers.TextVectorization,
 )
+
+# Ends of the names of arguments that are functions, or objects called like them.
+_OBJECTS = ("activation", "_regularizer", "_constraint", "_initializer")
 
 
 def made_again(layer, changes: Callable = lambda config: {}):
@@ -36,7 +40,26 @@ def made_again(layer, changes: Callable = lambda config: {}):
         return twin
     except Exception as error:
         # Objects that Keras cannot serialize, or whatever its constructor makes of it.
-        return _from_attributes(layer, changes(config), error)
+        settings = changes(config)
+        if config and _is_of_keras(layer):
+            with contextlib.suppress(Exception):
+                shared = _shared(layer, config)
+                return type(layer).from_config({**config, **shared, **settings})
+        return _from_attributes(layer, settings, error)
+
+
+def _is_of_keras(layer) -> bool:
+    return type(layer).__module__.startswith("keras.")
+
+
+def _shared(layer, config: dict) -> dict:
+    """Returns activations and the like as they are: they may have no known name."""
+    own = {**vars(getattr(layer, "cell", layer)), **vars(layer)}
+    return {
+        name: own.get(name, own.get(f"_{name}", value))
+        for name, value in config.items()
+        if name.endswith(_OBJECTS)
+    }
 
 
 def _adapted(layer) -> dict:
@@ -62,6 +85,25 @@ def _adapt_parts(layer, twin) -> None:
                 own.set_vocabulary(**found)
 
 
+def _unknown_names(layer) -> list[str]:
+    """Returns the names of functions and classes in a layer that are not registered."""
+    values = [
+        value
+        for part in flatten_layers(layer)
+        for name, value in vars(part).items()
+        if name.endswith(_OBJECTS) and value is not None
+    ]
+    kinds = [x if inspect.isfunction(x) else type(x) for x in values]
+    registered = keras.saving.get_registered_name
+    names = [
+        kind.__name__
+        for kind in kinds
+        if registered(kind) == kind.__name__
+        and not kind.__module__.startswith("keras.")
+    ]
+    return list(dict.fromkeys(names))
+
+
 def _from_attributes(layer, settings: dict, error: Exception):
     """Returns a copy made of the attributes named as the constructor's arguments.
 
@@ -79,10 +121,19 @@ def _from_attributes(layer, settings: dict, error: Exception):
             raise TypeError("an argument that has weights would belong to both")
         return kind(**own)
     except Exception:
+        advice = (
+            f"Give {kind.__name__} a `get_config` with all of its constructor "
+            f"arguments, so that `{kind.__name__}.from_config(layer.get_config())` "
+            "works."
+        )
+        unknown = _unknown_names(layer)
+        if unknown and _is_of_keras(layer):
+            advice = (
+                f"Keras does not know {', '.join(unknown)} by name: put "
+                "`@keras.saving.register_keras_serializable()` before the definition."
+            )
         raise ValueError(
-            f"Layer {layer.name!r} cannot be rebuilt from its config. Give "
-            f"{kind.__name__} a `get_config` with all of its constructor arguments, so "
-            f"that `{kind.__name__}.from_config(layer.get_config())` works."
+            f"Layer {layer.name!r} cannot be rebuilt from its config. {advice}"
         ) from error
 
 
