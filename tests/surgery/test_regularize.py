@@ -453,16 +453,39 @@ def test_a_frozen_scale_raises(fresh, images, frozen):
     order = [norm.name for norm in regularized(model)]
     assert frozen in order
     model.get_layer(frozen).trainable = False
-    with pytest.raises(ValueError, match="over 5 variables together, and number"):
+    with pytest.raises(ValueError, match=f"5 variables .* frozen .*: {frozen}/gamma"):
         train(model, images)
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_the_first_or_last_frozen_raises(fresh, images, last):
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_first_or_last_frozen_raises_in_the_first_pass(
+    fresh, tmp_path, place, loaded
+):
     model = tfprune.regularize(fresh, Polarization())
-    regularized(model)[-1 if last else 0].trainable = False
-    with pytest.raises(ValueError, match="was left out"):
-        train(model, images)
+    regularized(model)[place].trainable = False
+    if loaded:
+        model.save(tmp_path / "model.keras")
+        model = keras.saving.load_model(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="frozen by `trainable = False`"):
+        model.losses
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_losses_of_one_layer_change_nothing(fresh, images, tmp_path, loaded):
+    model = tfprune.regularize(fresh, Polarization(1.5, 1.0))
+    if loaded:
+        model.save(tmp_path / "model.keras")
+        model = keras.saving.load_model(tmp_path / "model.keras")
+    parts = [float(sum(norm.losses)) for norm in reversed(regularized(model))]
+    assert sum(parts) == loss_of(model) > 0
+    train(model, images, epochs=1)
+
+
+def test_a_clone_is_refused_by_its_name(fresh):
+    clone = keras.models.clone_model(tfprune.regularize(fresh, Polarization()))
+    with pytest.raises(ValueError, match="1 of them share it: .*clone_model"):
+        clone.losses
 
 
 def test_all_frozen_is_no_term(fresh, images):

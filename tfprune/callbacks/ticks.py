@@ -8,18 +8,17 @@ from tfprune import training
 from tfprune.callbacks.gate_scores import GateScores
 from tfprune.graph.gates import gated_members
 from tfprune.layers import ChannelGate
+from tfprune.regularizers import Beside
 
 
 class _GateL1(keras.regularizers.Regularizer):
-    """The L1 norm of a gate times a strength that changes, besides another term."""
+    """The L1 norm of a gate times a strength that changes."""
 
-    def __init__(self, strength, other):
+    def __init__(self, strength):
         self.strength = strength
-        self.other = other
 
     def __call__(self, x):
-        term = self.strength * keras.ops.sum(keras.ops.abs(x))
-        return term if self.other is None else term + self.other(x)
+        return self.strength * keras.ops.sum(keras.ops.abs(x))
 
 
 class Ticks:
@@ -110,7 +109,7 @@ class Ticks:
 
     def _add_l1(self):
         for gate, own in zip(self._gates, self._regularizers, strict=True):
-            gate.regularizer = _GateL1(self._l1, own)
+            gate.regularizer = Beside(_GateL1(self._l1), own)
 
 
 def _trained_in_ticks(graph, gates) -> set:

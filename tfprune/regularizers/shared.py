@@ -1,5 +1,7 @@
 """One regularizer over the variables of many layers, in Keras's slot on each."""
 
+import gc
+
 import keras
 from keras import ops
 
@@ -10,53 +12,70 @@ from tfprune.regularizers.over_scales import OverScales
 class SharedTerm:
     """A regularizer over several variables, which Keras shows it one after another.
 
-    Keras asks every variable for its loss, in the order of the model's weights. The
-    term keeps what it is shown and answers 0, until it has seen all; then it returns
-    the loss of the whole.
+    Keras asks every trainable variable for its loss. The first of the term's answers
+    with the loss of the whole, the others with 0.
 
     Args:
         regularizer: `OverScales` to call on all values as one vector.
         count: number of variables.
+        variables: the variables, in the order of their places. By default those whose
+            shares hold this term, found when they are needed.
     """
 
-    def __init__(self, regularizer: OverScales, count: int):
+    def __init__(self, regularizer: OverScales, count: int, variables=()):
         self.regularizer = regularizer
         self.count = count
-        self._seen: list = []
+        self._variables = list(variables)
 
     @staticmethod
     def all_of(variables) -> dict["SharedTerm", list]:
         """Returns `{term: its variables}` of the terms that variables share in."""
         found: dict[SharedTerm, list] = {}
         for variable in variables:
-            share = getattr(variable, "regularizer", None)
-            if isinstance(share, Share):
+            share = _share_of(variable)
+            if share is not None:
                 found.setdefault(share.term, []).append(variable)
         return found
 
-    def see(self, index: int, x, name: str):
-        """Returns the loss of all variables if this is the last one, else 0."""
-        expected = len(self._seen)
-        if index == 0:
-            self._seen = []
-        if index == 0 < expected or index not in (0, expected):
-            self._seen = []
-            raise ValueError(self._missing(expected, name))
-        self._seen.append(ops.reshape(ops.cast(x, "float32"), (-1,)))
-        if len(self._seen) < self.count:
+    def loss(self, index: int):
+        """Returns what the variable at a place adds to the loss of the model.
+
+        Raises:
+            ValueError: if some of the variables are frozen, or belong to another model.
+        """
+        variables = self._all()
+        if index and variables[0].trainable:
             return ops.zeros(())
-        values, self._seen = self._seen, []
+        frozen = [variable.path for variable in variables if not variable.trainable]
+        if frozen:
+            raise ValueError(
+                f"{self._named()}, and some are frozen by `trainable = False`: "
+                f"{', '.join(frozen[:8])}. Let all of them train, or freeze all; or "
+                "call `tfprune.strip` and `tfprune.regularize` again with `layers=`."
+            )
+        values = [ops.reshape(ops.cast(v, "float32"), (-1,)) for v in variables]
         return self.regularizer(ops.concatenate(values))
 
-    def _missing(self, expected: int, name: str) -> str:
+    def _all(self) -> list:
+        if not self._variables:
+            # A loaded term was told of none, and Keras shows it none that are frozen.
+            living = (
+                x for x in gc.get_objects() if issubclass(type(x), keras.Variable)
+            )
+            own = self.all_of(living).get(self, [])
+            if len(own) != self.count:
+                raise ValueError(
+                    f"{self._named()}, and {len(own)} of them share it: the model was "
+                    "made layer by layer, as `keras.models.clone_model`, `from_config` "
+                    "and `model_from_json` do. Save the model whole and load it; or "
+                    "clone what `tfprune.strip` returns and call `tfprune.regularize`."
+                )
+            self._variables = sorted(own, key=lambda v: _share_of(v).index)
+        return self._variables
+
+    def _named(self) -> str:
         kind = type(self.regularizer).__name__
-        return (
-            f"`{kind}` is over {self.count} variables together, and number {expected} "
-            f"was left out before {name!r}: frozen by `trainable = False`, or asked "
-            "for the losses of one layer alone. Let all of them train, or freeze all; "
-            "ask the whole model for `losses`; or call `tfprune.strip` and "
-            "`tfprune.regularize` again with `layers=`."
-        )
+        return f"`{kind}` is over {self.count} variables together"
 
     def get_config(self):
         regularizer = keras.regularizers.serialize(self.regularizer)
@@ -107,7 +126,7 @@ class Share(keras.regularizers.Regularizer):
         self.regularizer = keras.regularizers.get(regularizer)
 
     def __call__(self, x):
-        loss = self.term.see(self.index, x, getattr(x, "path", "a variable"))
+        loss = self.term.loss(self.index)
         return loss if self.regularizer is None else loss + self.regularizer(x)
 
     def get_config(self):
@@ -121,3 +140,12 @@ class Share(keras.regularizers.Regularizer):
     def from_config(cls, config):
         term = keras.saving.deserialize_keras_object(config["term"])
         return cls(term, config["index"], config["regularizer"])
+
+
+def _share_of(variable) -> Share | None:
+    """Returns the share among a variable's regularizers, None without one."""
+    # Some objects that are looked through are not variables yet.
+    regularizer = getattr(variable, "regularizer", None)
+    while isinstance(regularizer, Beside):
+        regularizer = regularizer.regularizer
+    return regularizer if isinstance(regularizer, Share) else None

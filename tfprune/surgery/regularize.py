@@ -237,7 +237,8 @@ class _Scales:
                 f"Model {self._model.name!r} has no scales that the regularizer can "
                 "act on: all are frozen, or negative for good."
             )
-        term = SharedTerm(regularizer, len(layers))
+        variables = [scale_variable(layer) for layer in layers]
+        term = SharedTerm(regularizer, len(layers), variables)
         for index, layer in enumerate(layers):
             own = scale_variable(layer).regularizer
             _set(layer, "regularizer", Share(term, index, own))
