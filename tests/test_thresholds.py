@@ -108,3 +108,9 @@ def test_parted_scales_are_parted(n):
         scales = np.concatenate([low, random.uniform(0.4, 1, n // 2)])
         gone = scales <= Valley()({"bn": scales})["bn"]
         assert not gone[n // 2 :].any() and gone[: n // 2].mean() > 0.8
+
+
+@pytest.mark.parametrize("threshold", [np.nan, np.inf, -np.inf, True, "valey"])
+def test_what_is_no_threshold(threshold):
+    with pytest.raises(ValueError, match="`threshold` must be a"):
+        thresholds.check(threshold)

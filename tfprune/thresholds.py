@@ -158,8 +158,10 @@ _BY_NAME = {"margin": Margin, "valley": Valley}
 
 
 def check(threshold) -> None:
-    """Raises ValueError unless a threshold is a number, a rule's name or a callable."""
-    if not is_number(threshold):
+    """Raises ValueError unless a threshold is finite, a rule's name or a callable."""
+    if is_number(threshold):
+        check_number("threshold", threshold, "(-inf, inf)")
+    else:
         get(threshold)
 
 

@@ -103,6 +103,40 @@ def test_a_mistyped_threshold_is_found_before_the_training():
         ReleaseScales(BUDGET, "valey")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"n_of_m": (2, 4)},
+        {"sparsity": 0.3, "multiple_of": 8},
+        {"flops_reduction": 0.3, "max_sparsity": 0.9},
+        {"params_reduction": 0.3, "min_channels": 2},
+    ],
+)
+def test_a_budget_that_a_threshold_cannot_heed_is_refused(arguments):
+    with pytest.raises(ValueError, match="`sparsity` alone"):
+        ReleaseScales(Budget(**arguments))
+
+
+def test_an_optimizer_that_averages_weights_is_refused(images):
+    model = make(STRONG, optimizer=keras.optimizers.SGD(0.1, use_ema=True))
+    with pytest.raises(ValueError, match="Leave `use_ema` out"):
+        train(model, images, ReleaseScales(BUDGET))
+
+
+def test_all_scales_that_the_threshold_looks_at_stand_still(images):
+    first = "batch_normalization"
+    model = tfprune.regularize(make(), NetworkSlimming(1e-3), layers=[first])
+    norms = [x for x in model.layers if isinstance(x, layers.BatchNormalization)]
+    for norm in norms:
+        norm.gamma.assign(np.r_[np.zeros(6), np.ones(6)])
+    model.compile(keras.optimizers.SGD(0.1), LOSS)
+    before = scales(model)
+    # Resumed, it finds the budget met at once.
+    train(model, images, ReleaseScales(BUDGET), epochs=2, initial_epoch=1)
+    np.testing.assert_array_equal(scales(model), before)
+    assert all(norm.gamma.trainable for norm in norms)
+
+
 def test_a_model_without_a_regularizer(images):
     with pytest.raises(ValueError, match="`ReleaseScales` waits for a regularizer"):
         train(make(), images, ReleaseScales(BUDGET))

@@ -3,31 +3,37 @@
 import warnings
 
 from tfprune import thresholds, training
+from tfprune.budget import Budget
 from tfprune.callbacks.budgeted import BudgetedCallback
+from tfprune.checks import is_number
 from tfprune.costs import cost
 from tfprune.graph import Graph
+from tfprune.graph.scales import scale_variable, scaled_members
 from tfprune.importances import Scale
 from tfprune.regularizers import SharedTerm
 from tfprune.selection import select
 
 
 class ReleaseScales(BudgetedCallback):
-    """Freezes the regularized scales once a threshold would remove enough.
+    """Freezes the scales once a threshold would remove enough.
 
     After each epoch it counts what `threshold` would remove. Once that meets the
-    budget, the scales that the regularizer acts on stand still, so that it has no
-    more say, and training goes on with the other weights. The masks are then those of
+    budget, the scales that the regularizer acts on or the threshold looks at stand
+    still, so that neither has any more say, and training goes on with the other
+    weights. The masks are then those of
     `tfprune.select(graph, "scale", threshold=threshold)`.
 
     Every epoch's logs receive `"flops_reduction"` and `"sparsity"`. The callback
     carries no state: resumed after any epoch, it finds out from the scales.
 
     Args:
-        budget: a `tfprune.Budget` with a target.
+        budget: a `tfprune.Budget` with `flops_reduction`, `params_reduction` or
+            `sparsity`, and without floors, of which a threshold knows nothing.
         threshold: what prunes, as `tfprune.select` takes it. Defaults to `"valley"`.
 
     Raises:
-        ValueError: when training begins, if the model has no regularizer over scales.
+        ValueError: for arguments out of range; when training begins, if the model has
+            no regularizer over scales, or the optimizer averages weights.
 
     Source: Zhuang et al., "Neuron-level structured pruning using polarization
     regularizer", 2020, the option for MobileNet-v2.
@@ -44,20 +50,46 @@ class ReleaseScales(BudgetedCallback):
 
     def __init__(self, budget, threshold="valley"):
         super().__init__(budget)
+        name, fraction = budget.target
+        if name == "n_of_m" or budget != Budget(**{name: fraction}):
+            raise ValueError(
+                "`ReleaseScales` waits for a fraction that `threshold` removes, and "
+                "nothing but the threshold says where. Received: "
+                f"budget={budget}. Pass `flops_reduction`, `params_reduction` or "
+                "`sparsity` alone."
+            )
         thresholds.check(threshold)
         self.threshold = threshold
 
     def read_model(self):
         terms = SharedTerm.all_of(self.model.trainable_variables)
-        self._scales = [scale for scales in terms.values() for scale in scales]
-        if not self._scales:
+        regularized = [scale for scales in terms.values() for scale in scales]
+        if not regularized:
             raise ValueError(
                 "`ReleaseScales` waits for a regularizer over scales, and the model "
                 f"has none. Received: model={self.model.name!r}. Train "
                 "`tfprune.regularize(model, tfprune.regularizers.Polarization(...))`."
             )
+        if training.inner_optimizer(self.model).use_ema:
+            raise ValueError(
+                "`ReleaseScales` freezes scales within the run, and an optimizer with "
+                "`use_ema=True` cannot go on without some of its weights. Received: "
+                f"optimizer={training.inner_optimizer(self.model).name!r}. Leave "
+                "`use_ema` out."
+            )
         self.graph = Graph(self.model)
         self._dense = cost(self.graph)
+        scales = {id(v): v for v in [*regularized, *self._looked_at()] if v.trainable}
+        self._scales = list(scales.values())
+
+    def _looked_at(self) -> list:
+        """Returns the scales that the threshold is applied to."""
+        members = scaled_members(self.graph)
+        if not is_number(self.threshold):
+            by_rule = Scale().by_layer(self.graph)
+            members = [member for member in members if member.path in by_rule]
+        scales = [scale_variable(member.layer) for member in members]
+        return [scale for scale in scales if scale is not None]
 
     def masks(self):
         """Returns the masks that the threshold makes now."""
@@ -85,7 +117,9 @@ class ReleaseScales(BudgetedCallback):
     def on_train_end(self, logs=None):
         training.undo(self.model, self._let_train)
         self.warn_unless_met(
-            "The scales were never released.",
+            "The scales were released, and have changed since."
+            if self._is_frozen
+            else "The scales were never released.",
             "Train longer or raise the regularizer's strength.",
         )
 
