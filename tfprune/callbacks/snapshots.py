@@ -60,6 +60,11 @@ class Snapshots(training.PruningCallback):
                 f"'small-{{flops_reduction:.2f}}.keras'. Received: path={path!r}"
             )
 
+    def set_model(self, model):
+        super().set_model(model)
+        # Another callback may prune, and so write, before this one's training begins.
+        self._written = set()
+
     def on_train_begin(self, logs=None):
         if has_kernel_gates(self.model):
             raise ValueError(
@@ -71,7 +76,8 @@ class Snapshots(training.PruningCallback):
             writing.check_path(self._path_at(point), ".keras", overwrite=True)
 
     def on_epoch_begin(self, epoch, logs=None):
-        old = [path for path in map(self._path_at, self.points) if path.exists()]
+        paths = set(map(self._path_at, self.points)) - self._written
+        old = sorted(path for path in paths if path.exists())
         # A resumed run goes on beside the files that it has written before.
         if epoch == 0 and old:
             raise FileExistsError(
@@ -91,6 +97,7 @@ class Snapshots(training.PruningCallback):
             if removed["flops_reduction"] >= point - 1e-9 and not path.exists():
                 with writing.write_aside(path, ".keras") as aside:
                     compact(model).save(aside)
+                self._written.add(path)
 
     def summary(self):
         """Returns what is saved in the current `fit`, as text."""
