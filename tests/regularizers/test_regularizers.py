@@ -214,7 +214,12 @@ def test_the_papers_push_in_a_shorter_run():
     ("arguments", "message"),
     [
         ((1e-4, 0.1, 100, 1.0), "`momentum` must lie"),
-        ((1e-4, 0.1, 0), "`steps` must be at least 1"),
+        ((1e-4, 0.1, 0), "`steps` must be an int of at least 1"),
+        ((1e-4, 0.1, 10.5), "`steps` must be an int"),
+        ((-1.0, 0.1, 100), "`strength` must be at least 0"),
+        ((1e-4, -0.1, 100), "`learning_rate` must be at least 0"),
+        ((1e-4, None, 100), "`learning_rate` must be at least 0"),
+        ((1e-4, [0.1, np.nan], 2), "`learning_rate` must be at least 0"),
         ((1e-4, [0.1], 2), "one entry per step"),
     ],
 )
@@ -226,3 +231,5 @@ def test_bad_pushes(arguments, message):
 def test_bad_wanted_push():
     with pytest.raises(ValueError, match="`wanted` must be above 0"):
         strength_for_push(0.0, 0.1, 100)
+    with pytest.raises(ValueError, match="`learning_rate` must be above 0"):
+        strength_for_push(1.5, 0.0, 100)

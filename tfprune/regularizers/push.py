@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfprune.checks import check_number
+from tfprune.checks import check_integer, check_number
 
 
 def push(
@@ -35,8 +35,10 @@ def push(
     >>> round(tfprune.regularizers.push(5e-5, 0.1, steps=10_000, momentum=0.9), 6)
     0.5
     """
+    check_number("strength", strength, "[0, inf)")
     check_number("momentum", momentum, "[0, 1)")
-    check_number("steps", steps, "[1, inf)")
+    check_integer("steps", steps, 1)
+    check_integer("start", start, 0)
     total = _sum_of_rates(learning_rate, int(steps), start)
     return float(strength * total / (1 - momentum))
 
@@ -62,7 +64,13 @@ def strength_for_push(
     0.0015
     """
     check_number("wanted", wanted, "(0, inf)")
-    return wanted / push(1.0, learning_rate, steps, momentum)
+    of_one = push(1.0, learning_rate, steps, momentum)
+    if not of_one:
+        raise ValueError(
+            "`learning_rate` must be above 0, or nothing moves. Received: "
+            f"learning_rate={learning_rate}"
+        )
+    return wanted / of_one
 
 
 def _sum_of_rates(learning_rate, steps: int, start: int) -> float:
@@ -71,6 +79,8 @@ def _sum_of_rates(learning_rate, steps: int, start: int) -> float:
         places = start + np.unique(np.linspace(0, steps - 1, 1000).astype(int))
         rates = [float(learning_rate(place)) for place in places.tolist()]
         return float(np.mean(rates) * steps)
+    for rate in np.ravel(learning_rate).tolist():
+        check_number("learning_rate", rate, "[0, inf)")
     if np.ndim(learning_rate):
         if len(learning_rate) != steps:
             raise ValueError(
