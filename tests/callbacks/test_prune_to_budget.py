@@ -428,6 +428,13 @@ def test_denser_masks_brought_back_by_early_stopping_are_warned_of(make_vgg, ima
         train(model, images, first, prune, epochs=2)
 
 
+def test_data_that_can_be_read_once_are_refused(images):
+    batches = iter([images])
+    with pytest.raises(ValueError, match="`data` is read at each update"):
+        PruneToBudget("taylor", HALF, data=batches)
+    assert len(list(batches)) == 1
+
+
 def test_importance_that_needs_data_is_refused():
     class Taylor:
         def __call__(self, graph):

@@ -1,7 +1,7 @@
 """Gradual pruning to a budget, inside `fit`."""
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import keras
 
@@ -31,8 +31,9 @@ class PruneToBudget(BudgetedCallback):
 
     The callback carries no state: what is due follows from `optimizer.iterations`,
     and the masks live in the model. Training that is interrupted and resumed with
-    `initial_epoch` (or by `BackupAndRestore`) goes on as if it had not been. A run
-    from epoch 0 begins the schedule anew, and its first update opens gates that an
+    `initial_epoch` (or by `BackupAndRestore`) goes on as if it had not been, provided
+    that before epoch 0 the optimizer was new or had trained for an epoch at least. A
+    run from epoch 0 begins the schedule anew, and its first update opens gates that an
     earlier run closed.
 
     Every epoch's logs receive `"flops_reduction"`, with channels, and `"sparsity"`,
@@ -58,7 +59,8 @@ class PruneToBudget(BudgetedCallback):
             as in `tfprune.Graph`. Defaults to None: single weights.
         data: iterable of batches `(x, y)` or `(x, y, sample_weight)`, such as a batched
             `tf.data.Dataset`, that an importance such as `"taylor"` is shown at each
-            update. Defaults to None, for importances that need none.
+            update; no iterator, which ends after the first. Defaults to None, for
+            importances that need none.
         part: the model with gates, where it is only a part of the one that is trained,
             such as a GAN's generator or the student of
             `keras.distillation.Distiller`. Batches count as steps then, whichever
@@ -209,6 +211,12 @@ class PruneToBudget(BudgetedCallback):
 def _check_data(importance, data):
     if data is not None:
         check_batches("data", data)
+        if isinstance(data, Iterator):
+            raise ValueError(
+                "`data` is read at each update, and can be read only once. Received: "
+                f"a {type(data).__name__}. Pass a `tf.data.Dataset` or a list of "
+                "batches."
+            )
     if importances.needs_data(importance) == (data is not None):
         return
     what = "needs data" if data is None else "takes no data"
