@@ -143,6 +143,15 @@ def test_without_a_share_ticks_meet_the_budget_halfway_in_even_steps(
     assert history["ticks"] == [3, 6, 6, 6]
 
 
+def test_training_stops_between_ticks(model, data):
+    class Stopping(TickTock):
+        def on_tick_end(self, tick, logs):
+            self.model.stop_training = True
+
+    callback = Stopping(dataset(data), HALF, share=0.02, cycle=(2, 1))
+    assert train(model, data, callback, epochs=3).history["ticks"] == [1]
+
+
 def test_a_budget_that_is_not_met_is_said(model, data):
     callback = TickTock(dataset(data), HALF, share=0.02, cycle=(1, 1))
     with pytest.warns(UserWarning, match="It ran 1 Ticks; a Tick closes 0.02"):
@@ -165,10 +174,15 @@ def test_snapshots_on_the_way(residual, data, tmp_path):
         train(residual, data, snapshots)
 
 
-def test_snapshots_beside_prune_to_budget(model, data, tmp_path):
+@pytest.mark.parametrize("is_first", [False, True])
+def test_snapshots_beside_a_budget_that_is_met_at_once(model, data, tmp_path, is_first):
     snapshots = Snapshots(tmp_path / "{flops_reduction}.keras", [0.3])
-    train(model, data, PruneToBudget("magnitude", HALF), snapshots)
+    prune = PruneToBudget("magnitude", HALF, tfprune.schedules.OneShot(0))
+    callbacks = [prune, snapshots][:: -1 if is_first else 1]
+    train(model, data, *callbacks, epochs=1)
     assert (tmp_path / "0.3.keras").is_file()
+    with pytest.raises(FileExistsError, match="0.3"):
+        train(model, data, *callbacks, epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -477,6 +491,46 @@ def test_backup_and_restore(model, data, tmp_path):
     resumed = keras.models.load_model(tmp_path / "start.keras")
     train(resumed, data, TickTock(dataset(data), HALF, **SLOW), backup(), epochs=7)
     _assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("is_scaled", "steps", "strayed"),
+    [
+        pytest.param(True, 8, -4, id="steps that loss scaling left out"),
+        pytest.param(False, 8, 5, id="a backup within an epoch"),
+        pytest.param(False, 5, 0, id="repeated data read beyond an epoch"),
+    ],
+)
+def test_steps_that_stray_from_batches_are_no_ticks(
+    model, data, recwarn, is_scaled, steps, strayed
+):
+    optimizer = keras.optimizers.SGD(1e-3)
+    if is_scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model = compiled(model, optimizer, steps_per_execution=4)
+    ran = []
+
+    class Counting(TickTock):
+        def on_tick_end(self, tick, logs):
+            ran.append(tick)
+
+    class Fail(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise Stop
+
+    def fit(*callbacks, **arguments):
+        few = dataset(data).take(2)
+        callbacks = [Counting(few, HALF, share=0.03, cycle=(3, 1)), *callbacks]
+        arguments.update(steps_per_epoch=steps, verbose=0, callbacks=callbacks)
+        return model.fit(dataset(data).repeat(), **arguments)
+
+    with pytest.raises(Stop):
+        fit(Fail(), epochs=3)
+    model.optimizer.iterations.assign(model.optimizer.iterations + strayed)
+    assert fit(epochs=2, initial_epoch=1).history["ticks"] == [3]
+    assert ran == [1, 2, 3]
+    assert not [w for w in recwarn if "do not tell" in str(w.message)]
 
 
 def test_a_resumed_run_of_a_new_optimizer_is_said(model, data):

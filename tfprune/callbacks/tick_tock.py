@@ -28,14 +28,17 @@ class TickTock(BudgetedCallback):
     The callback carries no state: how many Ticks were run follows from
     `optimizer.iterations` and the epoch. Stopped after any epoch or Tick and resumed
     with `initial_epoch`, training goes on as if it had not been, provided that the
-    optimizer was new at epoch 0 and the data come in the same order. Masks only shrink.
+    optimizer was new at epoch 0 and the data come in the same order. (Under loss
+    scaling, which leaves steps out, Ticks that a stop cut off are not made up for.)
+    Masks only shrink.
 
     Every epoch's logs receive `"flops_reduction"`, `"sparsity"` and `"ticks"`. Put
     this callback before those that save the model.
 
     Args:
         tick_data: batched `tf.data.Dataset` or `keras.utils.PyDataset` of known length:
-            the training data, or a part of them.
+            the training data, or a part of them. `fit(class_weight=...)` does not
+            reach it: give it sample weights.
         budget: a `tfprune.Budget`: how much to remove. Its `max_sparsity` and
             `min_channels` hold in every group; `multiple_of` must be 1.
         share: float: fraction of the filters left that one Tick closes. The paper takes
@@ -44,8 +47,10 @@ class TickTock(BudgetedCallback):
             the run.
         cycle: `(ticks, tock_epochs)`: Ticks after each Tock, and epochs of a Tock.
             Defaults to the paper's `(10, 10)`.
-        learning_rates: `(lowest, highest)`. None leaves the optimizer's alone.
-            Defaults to the paper's `(1e-3, 1e-2)`, for SGD with momentum.
+        learning_rates: `(lowest, highest)`; the optimizer keeps the last one, which
+            is the lowest, when training ends. None leaves the optimizer's alone; the
+            steps of Ticks count in its schedule, too. Defaults to the paper's
+            `(1e-3, 1e-2)`, for SGD with momentum.
         gate_l1: strength of the L1 term on the gates in Tocks. Defaults to 1e-3.
         reduction: `"sum"` or `"mean"`: how the scores of the layers of a group make
             one. Defaults to `"sum"`.
@@ -160,7 +165,8 @@ class TickTock(BudgetedCallback):
 
     def _run_ticks(self, number):
         for _ in range(number):
-            if self._is_met:
+            # The `fit` of a Tick would forget that training is to stop.
+            if self._is_met or self.model.stop_training:
                 break
             if self.learning_rates is not None:
                 self._set_rate(self.learning_rates[0])
@@ -238,26 +244,38 @@ class TickTock(BudgetedCallback):
         due = ticks * (epoch // tock_epochs)
         is_met = self.meets(self.budget)
         self._epoch, self._met_at = epoch, epoch if is_met else None
-        self._num_ticks = done = self._ticks_done(epoch)
+        self._num_ticks = due
         if epoch == 0:
-            self._num_ticks = 0
             return
-        if not 0 <= done <= due or (not is_met and done < due - ticks):
+        done = self._ticks_done(epoch)
+        # As far as `iterations` may stray from batches, see `training.origin`.
+        strayed = self.params["steps"] / self._tick_steps
+        skips = training.skips_steps(self.model)
+        least = 0 if is_met else due - ticks
+        if not least - skips * strayed <= done < due + strayed:
             warnings.warn(
                 "The optimizer's steps do not tell how many Ticks were run before "
                 f"epoch {epoch}: training goes on as if all {due} had been. Resume "
                 "with the optimizer's state, one that was new at epoch 0.",
                 stacklevel=2,
             )
-            self._num_ticks = due
         elif is_met:
-            self._met_at = tock_epochs * math.ceil(done / ticks)
-        else:
-            self._run_ticks(due - done)
+            self._num_ticks = min(max(0, round(done)), due)
+            self._met_at = tock_epochs * math.ceil(self._num_ticks / ticks)
+        elif not skips:
+            # Steps that loss scaling has left out look like Ticks that were not run.
+            self._num_ticks = min(round(done), due)
+            self._run_ticks(due - self._num_ticks)
 
     def _ticks_done(self, epoch):
-        steps = training.iterations(self.model) - epoch * self.params["steps"]
-        return round(steps / self._tick_steps)
+        """Returns how many Ticks the optimizer's steps make beside those of epochs."""
+        steps = self.params["steps"]
+        in_ticks = training.iterations(self.model) - epoch * steps
+        # Data that are repeated are read on to the end of an execution.
+        beyond = epoch * (-steps % self.model.steps_per_execution)
+        if in_ticks % self._tick_steps and in_ticks >= beyond:
+            in_ticks -= beyond
+        return in_ticks / self._tick_steps
 
     def _place_in_tock(self, batch):
         """Returns the step within the current Tock, and the steps it has."""
