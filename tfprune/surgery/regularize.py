@@ -43,8 +43,8 @@ def regularize(model: keras.Model, regularizer, layers=None) -> keras.Model:
     `strip`, `compact` and `export` return models without it.
 
     Args:
-        model: Functional, Sequential or subclassed model, with or without gates; not
-            changed.
+        model: Functional, Sequential or subclassed model, without gates or with all
+            that `prune_wrap` makes; not changed.
         regularizer: a Keras regularizer, see `tfprune.regularizers`.
         layers: path patterns of the layers whose scales or kernels it acts on, such as
             `["stage1/*"]`. By default as described above.
@@ -53,8 +53,8 @@ def regularize(model: keras.Model, regularizer, layers=None) -> keras.Model:
         A new model, uncompiled.
 
     Raises:
-        ValueError: if the model has such a regularizer already, or there is nothing
-            for it to act on.
+        ValueError: if the model has such a regularizer already, there is nothing for
+            it to act on, or some layers have gates and others would need one.
 
     Source: Zhuang et al., "Neuron-level structured pruning using polarization
     regularizer", 2020, section 3 and appendix.
