@@ -499,6 +499,7 @@ def test_backup_and_restore(model, data, tmp_path):
         pytest.param(True, 8, -4, id="steps that loss scaling left out"),
         pytest.param(False, 8, 5, id="a backup within an epoch"),
         pytest.param(False, 5, 0, id="repeated data read beyond an epoch"),
+        pytest.param(False, 6, 0, id="repeated data read on by a whole Tick"),
     ],
 )
 def test_steps_that_stray_from_batches_are_no_ticks(

@@ -247,7 +247,7 @@ class TickTock(BudgetedCallback):
         self._num_ticks = due
         if epoch == 0:
             return
-        done = self._ticks_done(epoch)
+        done = self._ticks_done(epoch, due)
         # As far as `iterations` may stray from batches, see `training.origin`.
         strayed = self.params["steps"] / self._tick_steps
         skips = training.skips_steps(self.model)
@@ -267,15 +267,14 @@ class TickTock(BudgetedCallback):
             self._num_ticks = min(round(done), due)
             self._run_ticks(due - self._num_ticks)
 
-    def _ticks_done(self, epoch):
+    def _ticks_done(self, epoch, due):
         """Returns how many Ticks the optimizer's steps make beside those of epochs."""
         steps = self.params["steps"]
-        in_ticks = training.iterations(self.model) - epoch * steps
+        done = (training.iterations(self.model) - epoch * steps) / self._tick_steps
         # Data that are repeated are read on to the end of an execution.
-        beyond = epoch * (-steps % self.model.steps_per_execution)
-        if in_ticks % self._tick_steps and in_ticks >= beyond:
-            in_ticks -= beyond
-        return in_ticks / self._tick_steps
+        beyond = epoch * (-steps % self.model.steps_per_execution) / self._tick_steps
+        is_possible = done <= due and done == round(done)
+        return done if is_possible else done - beyond
 
     def _place_in_tock(self, batch):
         """Returns the step within the current Tock, and the steps it has."""
