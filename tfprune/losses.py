@@ -1,10 +1,16 @@
 """The loss of a batch as a model computes it, beside its training."""
 
 import contextlib
+from collections.abc import Callable
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from tfprune.layers.swapping import replaced
+
+# What float16 can hold of a loss's gradients: where Keras starts, and far below.
+_SCALES = tuple(2.0**power for power in range(15, -31, -1))
 
 
 def loss_of(model, x, y, y_pred, sample_weight=None, training: bool = False):
@@ -25,6 +31,37 @@ def loss_of(model, x, y, y_pred, sample_weight=None, training: bool = False):
         for metric in model.metrics:
             stack.enter_context(replaced(metric, "update_state", _stand_still))
         return model._compute_loss(x, y, y_pred, sample_weight, training)
+
+
+def at_best_scale(model, function: Callable) -> Callable:
+    """Returns a function of a batch whose gradients do not vanish in float16.
+
+    If any layer computes in float16, the loss is scaled by the largest power of two
+    with which nothing overflows, found as batches come; else by 1.
+
+    Args:
+        model: the model.
+        function: function `(scale, *batch) -> arrays` that multiplies the loss by the
+            scale, and divides the gradients by it in float32.
+    """
+    if not any(each.compute_dtype == "float16" for each in model._flatten_layers()):
+        return lambda *batch: function(1.0, *batch)
+    scales = list(_SCALES)
+
+    def of_batch(*batch):
+        for place, scale in enumerate(scales):
+            found = function(tf.constant(scale), *batch)
+            if all(np.isfinite(each).all() for each in tf.nest.flatten(found)):
+                # Later batches are not tried with what has once been too large.
+                del scales[:place]
+                return found
+        raise ValueError(
+            f"The gradients of {model.name!r}, which computes in float16, are not finite "
+            "on a batch, however small the loss is made. Look for NaN in the data or "
+            "in the weights, or compute in float32."
+        )
+
+    return of_batch
 
 
 def as_tensors(*structures) -> list:

@@ -85,6 +85,20 @@ def test_static_parts_are_told_of_filters_once(data):
     np.testing.assert_array_equal(*seen)
 
 
+def test_static_parts_are_told_of_gradients_that_float16_cannot_hold(data):
+    keras.config.set_dtype_policy("mixed_float16")
+    model = wrapped(1, runtime_ratio=0.0)
+    loss = model.loss
+    model.compile("sgd", lambda y, y_pred: 2.0**-24 * loss(y, y_pred))
+    (gate,) = gates_in(model)
+    seen = []
+    tell = keras.callbacks.LambdaCallback(
+        lambda epoch, logs: seen.append(gate.features.numpy()[:, 2])
+    )
+    model.fit(data, epochs=1, verbose=0, callbacks=[PolicyTraining(data), tell])
+    assert np.isfinite(seen).all() and np.any(seen)
+
+
 def test_epochs_leave_agents_alone_and_phases_the_network(data):
     model = wrapped(runtime_ratio=0.5)
     policy = gates_in(model)[0].policy

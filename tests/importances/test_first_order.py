@@ -301,6 +301,31 @@ def test_mixed_precision(policy):
         assert np.corrcoef(scores[name], expected[name])[0, 1] > 0.95
 
 
+@pytest.mark.parametrize(
+    ("importance", "power"),
+    [(Taylor, 1), (Molchanov, 0), (Fisher, 2), (WeightFisher, 2)],
+)
+@pytest.mark.parametrize("size", [2.0**-24, 2.0**22])
+def test_gradients_in_float16_neither_vanish_nor_overflow(importance, power, size):
+    unit = "weight" if importance is WeightFisher else "channel"
+    model = plain()
+    loss, (x, y) = model.loss, data(32)
+    expected = scores_of(importance(), model, (x, y), graph=tfprune.Graph(model, unit))
+    keras.config.set_dtype_policy("mixed_float16")
+    twin = plain()
+    twin.set_weights(model.get_weights())
+    compile_(twin, lambda y, y_pred: size * loss(y, y_pred))
+    scorer, graph = importance(), tfprune.Graph(twin, unit)
+    scores = scores_of(scorer, twin, (x, y), graph=graph)
+    for name in expected:
+        found = scores[name].astype(float) / size**power
+        assert found.all() and np.isfinite(found).all()
+        assert np.corrcoef(found, expected[name])[0, 1] > 0.95
+    with pytest.raises(ValueError, match="float16, are not finite"):
+        scorer.update_state(twin, np.nan * x, y)
+    assert np.array_equal(scorer(graph)[name], scores[name])
+
+
 def test_sample_weights_count():
     model, (x, y) = plain(), data()
     weights = np.array([1, 1, 1, 0, 0, 0], "float32")

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfprune.layers import GATED_TYPES, ChannelGate
 from tfprune.layers.swapping import replaced
-from tfprune.losses import loss_of
+from tfprune.losses import at_best_scale, loss_of
 
 
 def output_products(model: keras.Model, members: list):
@@ -28,19 +28,19 @@ def output_products(model: keras.Model, members: list):
     """
 
     @tf.function(reduce_retracing=True, autograph=False)
-    def products(x, y, sample_weight):
+    def products(scale, x, y, sample_weight):
         with tf.GradientTape() as tape, _recorded(members, tape) as outputs:
             predictions = model(x, training=False)
             loss = loss_of(model, x, y, predictions, sample_weight)
             # The mean over the batch, as it is the loss that Keras takes.
             size = tf.shape(tf.nest.flatten(predictions)[0])[0]
-            loss *= tf.cast(size, loss.dtype)
+            loss *= tf.cast(size, loss.dtype) * tf.cast(scale, loss.dtype)
         gradients = tape.gradient(
             loss, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         return {
             member.path: [
-                _summed(gradient, output, member.axis)
+                _summed(tf.cast(gradient, tf.float32) / scale, output, member.axis)
                 for gradient, output in zip(
                     gradients[member.path], outputs[member.path], strict=True
                 )
@@ -48,11 +48,11 @@ def output_products(model: keras.Model, members: list):
             for member in members
         }
 
-    return products
+    return at_best_scale(model, products)
 
 
 def _summed(gradient, output, axis: int):
-    product = tf.cast(gradient, tf.float32) * tf.cast(output, tf.float32)
+    product = gradient * tf.cast(output, tf.float32)
     places = [n for n in range(1, len(output.shape)) if n != axis % len(output.shape)]
     count = tf.reduce_prod(tf.gather(tf.shape(output), places)) if places else 1
     return tf.reduce_sum(product, places), tf.cast(count, tf.float32)

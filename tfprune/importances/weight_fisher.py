@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprune.importances.of_weights import OfWeights
-from tfprune.losses import as_tensors, loss_of
+from tfprune.losses import as_tensors, at_best_scale, loss_of
 
 
 class WeightFisher(OfWeights):
@@ -62,7 +62,7 @@ def _squared_gradients(model, kernels: dict):
     variables = [kernel.variable.value for kernel in kernels.values()]
 
     @tf.function(reduce_retracing=True, autograph=False)
-    def squares(x, y, sample_weight):
+    def squares(scale, x, y, sample_weight):
         def add_sample(number, totals):
             def row(batch):
                 return batch if batch is None else batch[number : number + 1]
@@ -71,10 +71,11 @@ def _squared_gradients(model, kernels: dict):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
                 loss = _data_loss(model, *one)
+                loss *= tf.cast(scale, loss.dtype)
             gradients = tape.gradient(
                 loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
-            squared = [tf.square(tf.cast(g, tf.float32)) for g in gradients]
+            squared = [tf.square(tf.cast(g, tf.float32) / scale) for g in gradients]
             return number + 1, [a + b for a, b in zip(totals, squared, strict=True)]
 
         size = tf.shape(tf.nest.flatten(x)[0])[0]
@@ -84,7 +85,7 @@ def _squared_gradients(model, kernels: dict):
         )
         return dict(zip(kernels, totals, strict=True))
 
-    return squares
+    return at_best_scale(model, squares)
 
 
 def _data_loss(model, x, y, sample_weight):

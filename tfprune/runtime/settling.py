@@ -11,7 +11,7 @@ from tfprune.layers.runtime_masks import (
     spread,
     top_mask,
 )
-from tfprune.losses import loss_of
+from tfprune.losses import at_best_scale, loss_of
 from tfprune.runtime.gates import gated_nodes
 
 
@@ -33,11 +33,15 @@ def update_features(model, gates, batch) -> None:
     }
     kernels = [kernel_of[gate.name] for gate in gates]
     values = [kernel.value for kernel in kernels]
-    x, y = batch
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(values)
-        loss = loss_of(model, x, y, model(x, training=False))
-    gradients = tape.gradient(loss, values)
+
+    def gradients_of(scale, x, y):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            loss = loss_of(model, x, y, model(x, training=False))
+            loss *= tf.cast(scale, loss.dtype)
+        return [tf.cast(g, tf.float32) / scale for g in tape.gradient(loss, values)]
+
+    gradients = at_best_scale(model, gradients_of)(*batch)
     for gate, kernel, gradient in zip(gates, kernels, gradients, strict=True):
         filters = kernel.numpy().reshape(-1, gate.channels).T
         changes = (filters * gradient.numpy().reshape(-1, gate.channels).T) ** 2
