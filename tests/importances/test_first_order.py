@@ -326,6 +326,19 @@ def test_gradients_in_float16_neither_vanish_nor_overflow(importance, power, siz
     assert np.array_equal(scorer(graph)[name], scores[name])
 
 
+@pytest.mark.parametrize(("importance", "factor"), [(Taylor, 8), (WeightFisher, 64)])
+def test_weights_of_losses_compiled_anew_count(importance, factor):
+    model, scorer = plain(), importance()
+    unit = "weight" if importance is WeightFisher else "channel"
+    graph = tfprune.Graph(model, unit)
+    once = scores_of(scorer, model, data(), graph=graph)
+    model.compile("sgd", model.loss, loss_weights=[8.0])
+    scorer.reset_state()
+    again = scores_of(scorer, model, data(), graph=graph)
+    for name in once:
+        np.testing.assert_allclose(again[name], factor * once[name], rtol=1e-3)
+
+
 def test_sample_weights_count():
     model, (x, y) = plain(), data()
     weights = np.array([1, 1, 1, 0, 0, 0], "float32")

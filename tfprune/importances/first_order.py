@@ -95,9 +95,9 @@ class FirstOrder(abc.ABC):
                 f"`{type(self).__name__}` scores by the loss of a model, and "
                 f"{model.name!r} has none. Call `model.compile(optimizer, loss)`."
             )
-        # Masks and weights are variables, but another loss is another function.
-        if self._running is None or self._running[0] != (id(model), id(model.loss)):
+        # Masks and weights are variables, but what `compile` makes is another function.
+        key = model, model._compile_loss
+        if self._running is None or self._running[0] != key:
             members = members_of(Graph(model))
-            function = output_products(model, members)
-            self._running = (id(model), id(model.loss)), members, function
+            self._running = key, members, output_products(model, members)
         return self._running[1:]

@@ -30,7 +30,7 @@ class OfWeights(abc.ABC):
             sample_weight: weights of the samples, for models of several outputs in
                 the structure of `y`, if not the same for all. Defaults to None.
         """
-        key = id(model), id(getattr(model, "loss", None))
+        key = model, getattr(model, "_compile_loss", None)
         if self._running is None or self._running[0] != key:
             kernels = Graph(model, unit="weight").kernels
             self._running = key, self.function(model, kernels)
