@@ -71,7 +71,7 @@ def test_t_is_bisected_once_the_target_lies_between():
     trials, reason = search(
         Algorithm1(0.4, 0.02), lambda s, t: 0.43 if t > 1.17 else 0.37
     )
-    assert "FLOPs jump past the target between t=" in reason
+    assert "FLOPs jump past the target, or training diverges, between t=" in reason
 
 
 def test_steps_in_the_strength_are_left_to_t():
@@ -101,6 +101,39 @@ def test_it_ends_whatever_the_function(function, count):
     algorithm = Algorithm1(0.5, 0.05)
     trials, _ = search(algorithm, function, most=120, count=count)
     assert algorithm.best(trials) in trials
+
+
+def test_what_diverges_is_too_strong():
+    def trial(strength, t):
+        diverges = strength > 1.5e-4
+        return Trial(strength, t, *((0.0, -math.inf) if diverges else (0.45, 0.9)))
+
+    # The nearer to nothing the target is, the more a divergence looks as if it met it.
+    for target in (0.04, 0.5):
+        algorithm = Algorithm1(target, 0.05)
+        points, reason = algorithm.propose([trial(2e-4, 1.2)])
+        assert points == [(1e-4, 1.2)] and not reason
+    assert not algorithm.is_met([trial(2e-4, 1.2)])
+    algorithm = Algorithm1(0.6, 0.05)
+    ((between, _),), _ = algorithm.propose([trial(1e-4, 1.2), trial(2e-4, 1.2)])
+    assert 1e-4 < between < 2e-4
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_it_ends_if_all_diverges(count):
+    trials, reason = [], ""
+    for strength, t in Algorithm1(0.04).propose([], count)[0]:
+        trials.append(Trial(strength, t, 0.0, -math.inf))
+    points, reason = Algorithm1(0.04).propose(trials, count)
+    assert not points and "every training diverged, down to strength" in reason
+    # A smaller start is tried.
+    assert Algorithm1(0.04, strength=1e-6).propose(trials, count)[0]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_t_ends_at_0(count):
+    trials, reason = search(Algorithm1(0.5), lambda s, t: 0.58, count=count)
+    assert min(x.t for x in trials) == 0 and "even t=0 removes more" in reason
 
 
 def test_random_functions_repeat_nothing():

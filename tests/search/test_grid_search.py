@@ -152,21 +152,24 @@ def test_bad_arguments(arguments, message):
         GridSearch(**{"build": build, **ARGUMENTS, **arguments})
 
 
+@pytest.mark.filterwarnings("ignore:The scales of these")
 def test_a_trial_that_diverges_is_no_end():
     """Its weights are no numbers, so nothing can be told of its scales."""
-    built = []
 
     def diverging(regularizer):
         model = build(regularizer)
-        built.append(regularizer.strength)
-        if len(built) == 1:
+        if regularizer.strength > 1e-4:
             model.optimizer.learning_rate = float("nan")
         return model
 
-    result = run(GridSearch(diverging, **{**ARGUMENTS, "max_trials": 2}))
-    first, second = result.trials
-    assert (first.flops_reduction, first.accuracy) == (0.0, float("-inf"))
-    assert np.isfinite(second.accuracy) and result.best == second
+    arguments = {**ARGUMENTS, "strength": 1e-4, "max_trials": 3}
+    first, second, third = run(GridSearch(diverging, **arguments)).trials
+    assert (second.flops_reduction, second.accuracy) == (0.0, float("-inf"))
+    assert first.strength < third.strength < second.strength
+    arguments["strength"], arguments["flops_reduction"] = 1e-3, 0.01
+    result = run(GridSearch(diverging, **arguments))
+    assert len(result.trials) == 1 and not result.is_met
+    assert "lower the learning rate" in result.reason
 
 
 def test_a_build_without_compile():

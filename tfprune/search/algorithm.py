@@ -37,6 +37,9 @@ class Algorithm1:
     t: float = 1.2
 
     def error(self, trial: Trial) -> float:
+        """Returns how much too many FLOPs went; no end of them for a divergence."""
+        if trial.has_diverged:
+            return math.inf
         return trial.flops_reduction - self.flops_reduction
 
     def is_met(self, trials: Sequence[Trial]) -> bool:
@@ -47,7 +50,7 @@ class Algorithm1:
 
         One that diverged is the best only if all did.
         """
-        trials = [x for x in trials if math.isfinite(x.accuracy)] or trials
+        trials = [x for x in trials if not x.has_diverged] or trials
         inside = [x for x in trials if abs(self.error(x)) < self.tolerance]
         if inside:
             return max(inside, key=lambda x: (x.accuracy, -abs(self.error(x))))
@@ -62,6 +65,13 @@ class Algorithm1:
         """
         if self.is_met(trials):
             return [], "the target was met"
+        if trials and all(x.has_diverged for x in trials):
+            least = min(x.strength for x in trials)
+            if least <= self.strength:
+                return [], (
+                    f"every training diverged, down to strength {least:.4g}: lower the "
+                    "learning rate, or start with a smaller `strength`"
+                )
         coarse = {x.strength: self.error(x) for x in trials if x.t == self.t}
         close = min(coarse, key=lambda s: abs(coarse[s]), default=None)
         if close is None or abs(coarse[close]) >= 2 * self.tolerance:
@@ -71,9 +81,14 @@ class Algorithm1:
         bracket = crossing(fine)
         if bracket is not None and bracket[1] - bracket[0] < _SAME_T:
             return [], (
-                f"FLOPs jump past the target between t={bracket[0]:.4g} and "
-                f"t={bracket[1]:.4g} at strength {close:.4g}: train longer, or use a "
-                "wider tolerance"
+                "FLOPs jump past the target, or training diverges, between "
+                f"t={bracket[0]:.4g} and t={bracket[1]:.4g} at strength {close:.4g}: "
+                "train longer, or use a wider tolerance"
+            )
+        if bracket is None and fine.get(0.0, 0.0) > 0:
+            return [], (
+                f"even t=0 removes more than the target at strength {close:.4g}: train "
+                "longer, or use a wider tolerance"
             )
         return self._ts(close, fine, count), ""
 
@@ -103,4 +118,6 @@ class Algorithm1:
             lambda low, high, share: low + (high - low) * share,
             count,
         )
-        return [(strength, round(point, 6)) for point in points]
+        # Below 0 the regularizer is another.
+        points = dict.fromkeys(max(0.0, round(point, 6)) for point in points)
+        return [(strength, point) for point in points]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from tfprune.writing import write_aside
@@ -14,7 +15,8 @@ class Trial:
     Attributes:
         strength: float, of the regularizer.
         t: float, of the regularizer.
-        flops_reduction: float: what the threshold removes.
+        flops_reduction: float: what the threshold removes; 0 for a training that
+            diverged.
         accuracy: float: the model's first metric after pruning, before fine-tuning,
             negated where less of it is better; the negated loss if it has none;
             minus infinity for a training that diverged.
@@ -26,6 +28,11 @@ class Trial:
     flops_reduction: float
     accuracy: float
     seconds: float = 0.0
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether its numbers say nothing: they, or its weights, were not finite."""
+        return not math.isfinite(self.accuracy + self.flops_reduction)
 
 
 @dataclasses.dataclass(frozen=True)
