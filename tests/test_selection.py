@@ -8,6 +8,7 @@ from keras import layers
 
 import tfprune
 from tfprune import Budget
+from tfprune.budget import most_removed
 from tfprune.costs import Counter
 
 
@@ -89,6 +90,15 @@ def test_max_sparsity_is_the_papers_floor():
     budget = Budget(sparsity=0.2, max_sparsity=0.25)
     masks = tfprune.select(net(10, 10), scores(a=range(10), b=range(20, 30)), budget)
     assert [m.sum() for m in masks.values()] == [8, 8]
+
+
+def test_a_tenth_rounded_down_is_by_pattern():
+    # Gate Decorator's code keeps int(0.1 * channels), which is more than 0.9 removed.
+    graph, sizes = net(16, 32, 64), np.array([16, 32, 64])
+    by_pattern = {"a": 15 / 16, "b": 29 / 32, "c": 58 / 64}
+    assert (sizes - most_removed(graph, Budget(max_sparsity=0.9))).tolist() == [2, 4, 7]
+    removed = most_removed(graph, Budget(max_sparsity=by_pattern))
+    assert (sizes - removed).tolist() == [int(0.1 * size) for size in sizes]
 
 
 def test_multiple_of():
@@ -226,6 +236,24 @@ def test_threshold_leaves_the_best_unit():
 def test_threshold_below_all_keeps_all():
     masks = tfprune.select(net(4, 2), scores(a=[1, 4, 3, 2], b=[2, 5]), threshold=-1.0)
     assert masks.density() == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_thresholds_of_a_rule_are_finite(value):
+    importance = scores(a=[1, 4, 3, 2], b=[2, 5])
+    with pytest.raises(ValueError, match=f"Received: {value} for layer 'b'"):
+        tfprune.select(
+            net(4, 2), importance, threshold=lambda s: {"a": 1.0, "b": value}
+        )
+
+
+def test_a_rule_is_not_asked_about_what_stays_anyway():
+    def mean(found):
+        return {name: np.mean(each) for name, each in found.items()}
+
+    importance = scores(a=[1, 4, 3, 2], b=[np.inf, np.inf])
+    masks = tfprune.select(net(4, 2), importance, threshold=mean)
+    assert kept(masks) == {"a": [1, 2], "b": [0, 1]}
 
 
 # Errors -------------------------------------------------------------------------

@@ -41,14 +41,21 @@ def select_by_rule(graph: Graph, layers: Mapping, rule) -> Masks:
             raise ValueError(
                 f"The scores of {path!r} are not numbers. Look for NaN weights there."
             )
-    scores = {path: each[np.isfinite(each)] for path, (_, each) in layers.items()}
+    finite = {path: each[np.isfinite(each)] for path, (_, each) in layers.items()}
+    # A layer of which everything is to stay needs no threshold, and tells of none.
+    scores = {path: each for path, each in finite.items() if len(each)}
     found = thresholds.get(rule)(scores)
-    missing = [path for path in layers if path not in found]
-    if missing:
-        raise ValueError(f"The threshold rule gave none for layer {missing[0]!r}.")
+    for path in scores:
+        if path not in found:
+            raise ValueError(f"The threshold rule gave none for layer {path!r}.")
+        if not np.isfinite(found[path]):
+            raise ValueError(
+                "A threshold rule must give a finite number for every layer. Received: "
+                f"{found[path]} for layer {path!r}; -1.0 keeps all of a layer."
+            )
     above = np.full(graph.num_units + 1, -np.inf)
     for path, (units, each) in layers.items():
-        np.maximum.at(above, units, each.astype(np.float64) - found[path])
+        np.maximum.at(above, units, each.astype(np.float64) - found.get(path, 0.0))
     above[np.isneginf(above)] = np.inf
     masks = {}
     for group, units in zip(graph.groups, graph.members, strict=True):
