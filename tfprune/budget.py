@@ -30,7 +30,8 @@ class Budget:
         max_sparsity: largest fraction removed from any one group, in [0, 1], or
             `{path pattern: fraction}`, where the first pattern that matches a group
             counts and 0 keeps it whole; None for no such cap. The papers' floor of
-            10 % kept is 0.9.
+            10 % kept is 0.9, which leaves 4 of 32; where code rounds the floor down to
+            3, the same is `{"stage2*": 29 / 32}`.
         min_channels: units that stay in every group, at least 1.
         multiple_of: kept channels of a group are rounded up to a multiple of this
             (8 or 16 suit vector units), as far as the group has them.
