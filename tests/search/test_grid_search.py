@@ -180,6 +180,37 @@ def test_a_build_without_compile():
         run(GridSearch(uncompiled, **ARGUMENTS))
 
 
+def test_a_build_that_ignores_the_regularizer():
+    def same(regularizer):
+        model = tfprune.strip(build(regularizer))
+        model.compile("sgd", "mse")
+        return model
+
+    with pytest.raises(ValueError, match="with the regularizer in it"):
+        run(GridSearch(same, **ARGUMENTS))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"epochs": 0}, {"workers": 0}, {"workers": "2"}, {"epochs": 2.0}]
+)
+def test_bad_arguments_of_a_run(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"`{name}` must be an int of at least 1"):
+        search().run(data, **{"epochs": 2, "verbose": 0, **arguments})
+    assert not search_jobs.built
+
+
+@pytest.mark.filterwarnings("error:Early stopping conditioned")
+@pytest.mark.filterwarnings("ignore:The scales of these")
+def test_callbacks_see_the_validation_data_they_ask_for():
+    stops = keras.callbacks.EarlyStopping("val_loss")
+    run(search(max_trials=1), callbacks=stops)
+    assert "val_loss" in stops.model.history.history
+    history = keras.callbacks.History()
+    run(search(max_trials=1), callbacks=[history])
+    assert not any(name.startswith("val_") for name in history.history)
+
+
 def test_accuracy_is_the_first_metric_of_the_pruned_model():
     result = run(search(max_trials=1, strength=1e-9))
     keras.utils.set_random_seed(0)

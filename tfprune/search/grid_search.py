@@ -100,8 +100,9 @@ class GridSearch:
             train: what `fit` takes: a dataset or `(x, y)`; or a function that returns
                 it, which is what other processes need for a dataset.
             epochs: int: the length of every trial.
-            validation_data: what accuracy is measured on, like `train`. Defaults to
-                the training data.
+            validation_data: what accuracy is measured on, like `train`; by `fit` after
+                every epoch, too, if one of its `callbacks` monitors a `"val_..."`.
+                Defaults to the training data.
             workers: int: how many trials Ray Tune runs at once, in processes of their
                 own, on this machine or on a cluster that `ray.init` has joined. Needs
                 the extra `tfprune[ray]`. None runs them here, one by one.
@@ -110,7 +111,14 @@ class GridSearch:
 
         Returns:
             `SearchResult`.
+
+        Raises:
+            ValueError: for arguments out of range, or if `build` does not return a
+                compiled model with the regularizer in it.
         """
+        check_integer("epochs", epochs, 1)
+        if workers is not None:
+            check_integer("workers", workers, 1)
         directory = None if self.directory is None else Path(self.directory)
         job = Job(
             self.build,
