@@ -119,7 +119,7 @@ def test_on_ray(cluster, tmp_path):
     assert common and all(
         local[k] == pytest.approx(remote[k], abs=0.05) for k in common
     )
-    states = list(tmp_path.rglob("state.keras"))
+    states = list(tmp_path.rglob("state.weights.h5"))
     assert len(states) >= len(result.trials) == 2
 
 
@@ -134,6 +134,34 @@ def test_a_trial_that_is_lost_on_ray_goes_on(cluster, tmp_path):
     here = run(search(max_trials=1))
     (trial,), (expected,) = result.trials, here.trials
     assert trial.flops_reduction == pytest.approx(expected.flops_reduction, abs=0.05)
+
+
+def test_what_ray_is_given_needs_no_names_of_losses(monkeypatch, tmp_path):
+    tune = pytest.importorskip("ray.tune")
+    from tfprune.search.on_ray import _Checkpoints
+
+    def compiled():
+        keras.utils.set_random_seed(0)
+        model = build(tfprune.regularizers.Polarization())
+        loss = model.loss
+        model.compile(keras.optimizers.Adam(), lambda y, y_pred: loss(y, y_pred))
+        return model
+
+    def keep(metrics, checkpoint):
+        checkpoint.to_directory(tmp_path)
+        monkeypatch.setattr(tune, "get_checkpoint", lambda: checkpoint)
+        checkpoint.path = str(tmp_path)
+
+    monkeypatch.setattr(tune, "report", keep)
+    monkeypatch.setattr(tune, "get_checkpoint", lambda: None)
+    whole, first, second = compiled(), compiled(), compiled()
+    whole.fit(data(), epochs=2, verbose=0)
+    first.fit(data(), epochs=1, verbose=0, callbacks=[_Checkpoints()])
+    history = second.fit(data(), epochs=2, verbose=0, callbacks=[_Checkpoints()])
+    assert history.epoch == [1]
+    assert second.optimizer.iterations == whole.optimizer.iterations
+    pairs = zip(whole.get_weights(), second.get_weights(), strict=True)
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in pairs)
 
 
 @pytest.mark.parametrize(

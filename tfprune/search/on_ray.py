@@ -57,29 +57,25 @@ def _train(config, job):
 class _Checkpoints(keras.callbacks.Callback):
     """Gives Ray the state of training after every epoch, and takes it back."""
 
-    name = "state.keras"
+    # Weights alone: what the model is compiled with need not be known to Keras.
+    name = "state.weights.h5"
 
     def on_train_begin(self, logs=None):
         checkpoint = tune.get_checkpoint()
-        self._first = 0
         if checkpoint is None:
             return
-        with checkpoint.as_directory() as directory:
-            saved = keras.saving.load_model(Path(directory) / self.name)
-            self._first = int((Path(directory) / "epochs").read_text())
         optimizer = self.model.optimizer
         if not optimizer.built:
+            # Only then is its state among what is loaded.
             optimizer.build(self.model.trainable_variables)
-        self.model.set_weights(saved.get_weights())
-        for own, other in zip(
-            optimizer.variables, saved.optimizer.variables, strict=True
-        ):
-            own.assign(other)
-        self.model._initial_epoch = self._first
+        with checkpoint.as_directory() as directory:
+            self.model.load_weights(Path(directory) / self.name)
+            epochs = int((Path(directory) / "epochs").read_text())
+        self.model._initial_epoch = epochs
 
     def on_epoch_end(self, epoch, logs=None):
         with tempfile.TemporaryDirectory() as directory:
-            self.model.save(Path(directory) / self.name)
+            self.model.save_weights(Path(directory) / self.name)
             (Path(directory) / "epochs").write_text(str(epoch + 1))
             state = tune.Checkpoint.from_directory(directory)
             tune.report({"epoch": epoch + 1}, checkpoint=state)
