@@ -277,6 +277,15 @@ def test_bad_arguments(arguments, message):
         tfprune.select(net(4, 2), "random", **arguments)
 
 
+def test_units_without_a_scale_are_why_a_budget_cannot_be_met():
+    budget = Budget(sparsity=0.5)
+    with pytest.raises(ValueError, match="6 of 6 units stay .* `Scale` scores units"):
+        tfprune.select(net(4, 2), "scale", budget)
+    with pytest.raises(ValueError) as error:
+        tfprune.select(net(4, 2), "magnitude", Budget(sparsity=0.9))
+    assert "infinite" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -156,6 +156,11 @@ KEPT = {
 }
 
 
+@pytest.mark.filterwarnings("error")
+def test_layers_that_keep_the_same_agree_with_nothing():
+    assert np.isnan(FOUND.agreement(dict.fromkeys("abc", KEPT["a"]), 0.9))
+
+
 def test_what_is_told(tmp_path):
     drops = FOUND.drops(0.9)
     assert drops == pytest.approx({"a": 0.48, "b": 0.02, "c": 0.28})

@@ -217,8 +217,9 @@ class Ranking:
         self.graph, self.budget = graph, budget
         self.sizes = np.array([group.size for group in graph.groups], np.int64)
         finite = [int(np.isfinite(scores[g.name]).sum()) for g in graph.groups]
-        caps = np.minimum(most_removed(graph, budget), np.array(finite, np.int64))
-        self.caps = caps
+        finite = np.array(finite, np.int64)
+        self.caps = np.minimum(most_removed(graph, budget), finite)
+        self.infinite = int((self.sizes - finite).sum())
         # Ties go to the unit that comes first, so results do not depend on sorting.
         self.order = [np.argsort(scores[g.name], kind="stable") for g in graph.groups]
         self._rank = np.full(graph.num_units + 1, np.inf)
@@ -342,11 +343,16 @@ def unreachable(ranking: Ranking, most: float) -> str:
             f"Model {graph.model.name!r} has no channels that can be pruned. Received: "
             f"{ranking.budget}. What keeps them: {dict(list(graph.locked.items())[:4])}"
         )
+    unranked = (
+        f"{ranking.infinite} of {ranking.sizes.sum()} units stay whatever the budget, as "
+        "their score is infinite: so `Scale` scores units that no normalization and no "
+        "gate scales. Another importance may rank them. "
+    )
     return (
         f"`budget` cannot be met: at most {most:.4f} can be removed from the "
         f"{len(graph.groups)} prunable groups of {graph.model.name!r} within its floors "
-        f"and this scope. Received: {ranking.budget}. Ask for less, or lower "
-        "`min_channels`, `multiple_of` or raise `max_sparsity`."
+        f"and this scope. Received: {ranking.budget}. {unranked * bool(ranking.infinite)}"
+        "Ask for less, or lower `min_channels`, `multiple_of` or raise `max_sparsity`."
     )
 
 

@@ -57,13 +57,17 @@ class Sensitivity:
             sparsity: one of the sparsities.
 
         Returns:
-            Spearman's rank correlation of drop and fraction kept: 1 is the same order.
+            Spearman's rank correlation of drop and fraction kept: 1 is the same order;
+            NaN where there is none, as all layers keep or lose the same.
 
         Source: Ding et al., "Global sparse momentum SGD", 2019, figure 2.
         """
         drops = self.drops(sparsity)
         kept = [float(np.mean(masks[name])) for name in drops]
-        return float(np.corrcoef(_ranks(list(drops.values())), _ranks(kept))[0, 1])
+        ranks = _ranks(list(drops.values())), _ranks(kept)
+        if not all(map(np.ptp, ranks)):
+            return float("nan")
+        return float(np.corrcoef(*ranks)[0, 1])
 
     def summary(self, masks: Mapping | None = None) -> str:
         """Returns a table as text, a line for each group.
