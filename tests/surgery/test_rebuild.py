@@ -35,6 +35,17 @@ def test_dtype_policy_of_a_single_layer():
     assert small.get_layer("half").compute_dtype == "float16"
 
 
+def test_dtype_policy_of_models():
+    inputs = layers.Input((8, 8, 3))
+    keras.config.set_dtype_policy("mixed_float16")
+    inner = keras.Sequential([layers.Input((8, 8, 8)), conv(6, "b")], name="inner")
+    model = keras.Model(inputs, head(inner(conv(8, "a")(inputs))))
+    keras.config.set_dtype_policy("float32")
+    small = tfprune.prune(model, 0.3)
+    for each in (small, small.get_layer("inner")):
+        assert each.dtype_policy.name == "mixed_float16"
+
+
 COPIES = {
     "masked": lambda model: tfprune.apply_masks(model, {}),
     "wrapped": tfprune.prune_wrap,

@@ -86,7 +86,7 @@ class Rebuilder:
         with object_sharing_scope():
             new = self._model(model, prefix)
         if not prefix:
-            self._copy_trainable_and_names(model, new)
+            self._copy_flags_and_names(model, new)
         return new
 
     def _model(self, model, prefix: str):
@@ -175,14 +175,16 @@ class Rebuilder:
             inputs.append(keras.layers.InputLayer.from_config(config))
         return inputs
 
-    def _copy_trainable_and_names(self, model, new) -> None:
+    def _copy_flags_and_names(self, model, new) -> None:
         """Copies the flags from the outside in, as setting one sets all inside it.
 
-        And the names of layers inside others, which Keras may have numbered on.
+        And the policies of models, and the names of layers inside others, which Keras may have numbered on.
         """
-        new.trainable = model.trainable
-        for old, twin in self._models_of(model):
+        for old, twin in [(model, new), *self._models_of(model)]:
             twin.trainable = old.trainable
+            if old.dtype_policy.quantization_mode is None:
+                # It says whether `compile` scales the loss.
+                twin.dtype_policy = old.dtype_policy
         for old, twin in self.pairs:
             if isinstance(old, keras.layers.Layer):
                 twin.trainable = old.trainable
