@@ -551,6 +551,23 @@ def test_weights_that_are_made_in_a_call_keep_a_layer_whole():
         open_layer(layer, (layers.Input((8, 8, 3)),), {})
 
 
+@register
+class Joined(layers.Layer):
+    """The decoder's step of a U-Net, which has no weights and no layers inside."""
+
+    def call(self, x, skipped):
+        return ops.concatenate([ops.repeat(ops.repeat(x, 2, 1), 2, 2), skipped], -1)
+
+
+def test_layer_that_is_no_more_than_operations_is_opened():
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", name="a")(inputs)
+    y = layers.Conv2D(6, 3, 2, padding="same", activation="relu", name="b")(x)
+    x = layers.Conv2D(4, 3, name="c")(Joined(name="joined")(y, x))
+    x = layers.Dense(3, name="logits")(layers.GlobalAveragePooling2D()(x))
+    check_own(checker.randomize(keras.Model(inputs, x)), "a", "b", "c")
+
+
 def _called_twice(shared, **arguments):
     """A model that calls a layer on a map and, with `arguments`, on half of it."""
     inputs = layers.Input((8, 8, 3))

@@ -61,6 +61,22 @@ class Opened:
         """Returns whether a layer is called as the call was with which it was opened."""
         return covers(self.arguments, recorded_arguments(node))
 
+    def open(self, others=()) -> None:
+        """Looks into the layer, for the call that is known and for others like it.
+
+        Args:
+            others: the nodes of the layer's other calls.
+        """
+        layer, given = self.node.operation, recorded_arguments(self.node)
+        for arguments in ways_to_call(given, map(recorded_arguments, others)):
+            try:
+                self.parts = open_layer(layer, *arguments)
+            except NotOpened as error:
+                self.reason = f": {error}"
+            else:
+                self.arguments = arguments
+                break
+
 
 def _describes_itself(layer) -> bool:
     if type(layer).__module__.startswith("keras."):
@@ -79,19 +95,10 @@ def open_call(node, others=()) -> Opened:
         node: the node.
         others: the nodes of the layer's other calls.
     """
-    given = recorded_arguments(node)
-    opened = Opened(node, given)
-    if not isinstance(node.operation, keras.layers.Layer):
-        return opened
-    if has_sublayers(node.operation) or not opened.describes_itself:
-        for arguments in ways_to_call(given, map(recorded_arguments, others)):
-            try:
-                opened.parts = open_layer(node.operation, *arguments)
-            except NotOpened as error:
-                opened.reason = f": {error}"
-            else:
-                opened.arguments = arguments
-                break
+    opened = Opened(node, recorded_arguments(node))
+    if isinstance(node.operation, keras.layers.Layer):
+        if has_sublayers(node.operation) or not opened.describes_itself:
+            opened.open(others)
     return opened
 
 

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 
+import keras
 import numpy as np
 
 from tfprune.graph.atoms import Atoms
@@ -159,6 +160,11 @@ class Trace:
             return self._call_opened(opened, call)
         number = len(self.terms)
         outputs, why = self._follow(call, opened, args, kwargs)
+        if outputs is None and self._may_open(call):
+            opened.open(self._nodes_of[id(operation)].values())
+            if opened.parts is not None:
+                return self._call_opened(opened, call)
+            why += opened.reason
         if outputs is None:
             self._keep_unknown(call, why)
         else:
@@ -177,6 +183,14 @@ class Trace:
             ):
                 self._tie_tensors(one, other)
         return call.outputs
+
+    def _may_open(self, call: Call) -> bool:
+        """Returns whether to look into a layer that is no more than operations."""
+        layer = call.operation
+        is_plain = isinstance(layer, keras.layers.Layer) and not layer.variables
+        is_first = id(layer) not in self._first_calls
+        reads = any(x.labeled_axes for x in call.inputs)
+        return is_plain and is_first and reads and find_rule(layer) is None
 
     def _follow(self, call: Call, opened: Opened, args, kwargs):
         """Returns what a call makes of its inputs, or None and why nobody knows."""
