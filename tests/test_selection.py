@@ -269,7 +269,7 @@ def test_a_rule_is_not_asked_about_what_stays_anyway():
         ({"scope": {"zz*": 0.5}}, "'zz\\*' names no group"),
         ({"scope": {"out": 0.5}}, "'out' has no channels that can go"),
         ({"scope": {"a": 1.5}}, r"scope\['a'\]"),
-        ({"threshold": np.nan}, "must be finite"),
+        ({"threshold": np.nan}, "must be a finite number"),
     ],
 )
 def test_bad_arguments(arguments, message):
