@@ -17,8 +17,6 @@ def select_above(graph: Graph, scores: Mapping, threshold: float) -> Masks:
         scores: `{group name: scores}`.
         threshold: float.
     """
-    if not np.isfinite(threshold):
-        raise ValueError(f"`threshold` must be finite. Received: {threshold}")
     masks = {}
     for group in graph.groups:
         score = scores[group.name]
