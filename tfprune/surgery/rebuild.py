@@ -178,7 +178,8 @@ class Rebuilder:
     def _copy_flags_and_names(self, model, new) -> None:
         """Copies the flags from the outside in, as setting one sets all inside it.
 
-        And the policies of models, and the names of layers inside others, which Keras may have numbered on.
+        And the policies of models, and the names of layers inside others, which Keras
+        may have numbered on.
         """
         for old, twin in [(model, new), *self._models_of(model)]:
             twin.trainable = old.trainable
