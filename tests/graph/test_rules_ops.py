@@ -1,8 +1,10 @@
 """Several tensors meet: sums, products, concatenations, shortcuts."""
 
+import checker
 import numpy as np
 import pytest
 from keras import layers, ops
+from own import check_own
 from table import Table, conv, head, image
 
 from tfprune.graph.flows import mixed_axes
@@ -175,15 +177,6 @@ def _shortcut_pads_channels():
     return head(inputs, layers.ReLU()(layers.Add()([shortcut, y])))
 
 
-@TABLE.row("c", keeps=["a", "b"], skipped=["pad"])
-def _shortcut_pads_channels_with_a_layer():
-    inputs = image()
-    x = conv(inputs, 4, "a")
-    y = conv(x, 8, "b")
-    pad = layers.Lambda(lambda x: ops.pad(x, ((0, 0),) * 3 + ((2, 2),)), name="pad")
-    return head(inputs, conv(layers.Add()([pad(x), y]), 6, "c"))
-
-
 @TABLE.row("conv", "bn")
 def _largest_and_smallest_with_a_first_value():
     inputs = image()
@@ -226,3 +219,12 @@ def test_row(name):
 )
 def test_axes_that_a_function_mixes(function, expected):
     assert mixed_axes(function, 3) == expected
+
+
+def test_shortcut_pads_channels_with_a_lambda():
+    inputs = image()
+    x = conv(inputs, 4, "a")
+    y = conv(x, 8, "b")
+    pad = layers.Lambda(lambda x: ops.pad(x, ((0, 0),) * 3 + ((2, 2),)), name="pad")
+    model = head(inputs, conv(layers.Add()([pad(x), y]), 6, "c"))
+    check_own(checker.randomize(model), "a", "b", "c", saves=False)

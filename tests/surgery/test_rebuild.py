@@ -8,6 +8,7 @@ import tensorflow as tf
 from builders import block, check, conv, head, image
 from invariants import check_all, fingerprint, random_masks
 from keras import layers, ops
+from own import check_own
 
 import tfprune
 from tfprune.surgery import rebuild
@@ -230,9 +231,11 @@ def test_custom_elementwise_layer_passes_channels():
 
 
 def test_custom_mixing_layer_keeps_channels():
-    graph, masks, _ = check_all(_around(_Centered(name="mix")))
-    assert "a" not in graph.layer_masks(masks)
-    assert "_Centered" in graph.skipped["mix"]
+    model = _around(_Centered(name="mix"))
+    small = check_own(model, "b", "c")
+    assert small.get_layer("a").filters == 8
+    assert type(small.get_layer("mix")) is _Centered
+    assert "reduced over the channels in 'mix/" in tfprune.Graph(model).locked["a"]
 
 
 def test_custom_layer_keeps_its_class():
@@ -394,12 +397,21 @@ def test_subclass_of_a_known_layer_is_not_trusted():
     assert "doubled" in graph.skipped and "a" not in graph.layer_masks(masks)
 
 
-def test_lambda_that_fixes_the_width_keeps_channels():
+def test_lambda_that_fixes_the_width_is_opened():
     fixed = layers.Lambda(
         lambda x: ops.reshape(x, (-1, 8, 8, 2, 4))[..., 0, :], name="f"
     )
-    graph, masks, _ = check_all(_around(fixed))
-    assert "f" in graph.skipped and "a" not in graph.layer_masks(masks)
+    small = check_own(_around(fixed), "a", "b", "c", saves=False)
+    assert isinstance(small.get_layer("f"), keras.Model)
+
+
+def test_lambda_that_cannot_be_followed_keeps_channels():
+    def picked(x):
+        return tf.reshape(x, (-1, 8, 8, 2, 4))[..., 0, :]
+
+    graph, masks, _ = check_all(_around(layers.Lambda(picked, name="f")))
+    assert "use those of `keras.ops`" in graph.skipped["f"]
+    assert "a" not in graph.layer_masks(masks)
 
 
 # The whole way ------------------------------------------------------------------
