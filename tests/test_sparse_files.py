@@ -193,12 +193,12 @@ def test_channels_then_weights_then_the_file(make_vgg, images, tmp_path):
     x, y = images
     small = tfprune.prune(make_vgg((16, 32)), flops_reduction=0.4)
     optimizer = tfprune.optimizers.GlobalSparseMomentum(
-        0.01, compression=8, momentum=0.9, weight_decay=0.1
+        0.01, compression=8, momentum=0.9, weight_decay=0.25
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # In turns of many steps, or most of the time goes into calls.
     small.compile(optimizer, loss, steps_per_execution=50)
-    data = tf.data.Dataset.from_tensors((x, y)).repeat(700)
+    data = tf.data.Dataset.from_tensors((x, y)).repeat(300)
     small.fit(data, verbose=0)
     sparse = strip(tfprune.remove_passive(small, verbose=0))
     # Little was lost, and the file is a fraction of what channels alone save.

@@ -102,7 +102,7 @@ def observer(hard):
     return observe
 
 
-def learned(sign, rounds=400):
+def learned(sign, rounds=250):
     keras.utils.set_random_seed(0)
     tf.random.set_global_generator(tf.random.Generator.from_seed(0))
     agent = GroupAgent([3] * 3)
@@ -123,5 +123,5 @@ def test_each_image_gets_what_it_needs():
 
 
 def test_they_do_not_if_rewards_are_turned_round():
-    hard, easy = learned(-1.0, 200)
+    hard, easy = learned(-1.0, 120)
     assert hard[1] == 0 and sum(easy) > 6
