@@ -511,6 +511,24 @@ def test_regularized_outputs_and_masks_keep_a_layer_whole():
     assert "given a mask" in graph.skipped["odd"]
 
 
+def test_layer_that_is_given_masks_of_several_lengths_stays_whole():
+    @register
+    class Plain(Own):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = layers.Dense(8, name="dense")
+            self.supports_masking = True
+
+        def call(self, x):
+            return self.dense(x) + 1.0
+
+    inputs = layers.Input((5,), dtype="int32"), layers.Input((3,), dtype="int32")
+    tokens, own = layers.Embedding(9, 8, mask_zero=True), Plain(name="odd")
+    x = layers.Add()([layers.LSTM(4)(own(tokens(each))) for each in inputs])
+    graph = tfprune.Graph(keras.Model(inputs, layers.Dense(2)(x)))
+    assert "given a mask" in graph.skipped["odd"]
+
+
 def test_parts_with_weights_that_are_not_built_keep_a_layer_whole():
     @register
     class Late(Own):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import keras
 
 from tfprune.graph.following import is_symbolic
-from tfprune.graph.nodes import tree
+from tfprune.graph.nodes import input_masks, tree
 
 
 def without_training(kwargs: dict) -> dict:
@@ -41,7 +41,8 @@ def ways_to_call(given: tuple, others: Iterable[tuple]) -> list[tuple]:
         tuple(_common(sizes) for sizes in zip(*shapes, strict=True))
         for shapes in columns
     ]
-    if shapes == _shapes_in(given):
+    is_masked = any(mask is not None for mask in input_masks(given))
+    if is_masked or shapes == _shapes_in(given):
         return [given]
     rest = iter(shapes)
     general = tree.map_structure(
