@@ -180,8 +180,21 @@ def _whole(x):
     return ops.reshape(x, (-1, 6, 6, 8))
 
 
+@keras.saving.register_keras_serializable("tfprune_tests")
+class _Windows(layers.Layer):
+    def call(self, x):
+        return _windows(x)
+
+
+@keras.saving.register_keras_serializable("tfprune_tests")
+class _Whole(layers.Layer):
+    def call(self, x):
+        return _whole(x)
+
+
 FOLDED = {
     "windows": (_windows, _whole),
+    "layers of operations": (_Windows(), _Whole()),
     "places": (
         lambda x: ops.reshape(x, (-1, 8)),
         lambda x: ops.reshape(x, (-1, 6, 6, 8)),
@@ -221,6 +234,15 @@ def test_what_is_folded_into_the_batch_is_counted(name, batch):
     small = tfprune.compact(model, masks)
     assert tfprune.cost(model, masks) == tfprune.cost(small)
     assert tfprune.cost(small).macs < counted
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_a_model_made_for_any_batch_in_one_of_a_fixed_one(batch):
+    inputs = layers.Input((6, 6, 4), batch_size=batch)
+    inner = keras.Sequential([layers.Input((4,)), layers.Dense(8), layers.Dense(4)])
+    x = ops.reshape(inner(ops.reshape(inputs, (-1, 4))), (-1, 6, 6, 4))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    assert tfprune.cost(model).macs == 36 * (4 * 8 + 8 * 4 + 4 * 2)
 
 
 def test_what_is_the_same_for_any_batch_is_counted_once():

@@ -617,6 +617,48 @@ def test_layer_called_in_several_ways_is_kept_whole_and_said_not_to_be_counted()
     assert type(small.get_layer("odd")) is Optional
 
 
+def test_layer_of_operations_called_in_several_ways_is_kept_whole():
+    @register
+    class Skip(layers.Layer):
+        def call(self, x, skipped=None):
+            return ops.relu(x) if skipped is None else ops.concatenate([x, skipped], -1)
+
+    shared = Skip(name="odd")
+    inputs = layers.Input((8, 8, 3))
+    x, y = (layers.Conv2D(8, 3, padding="same", name=name)(inputs) for name in "ab")
+    x = shared(layers.Conv2D(8, 3, name="c")(shared(x, y)))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, name="d")(x))
+    model = checker.randomize(keras.Model(inputs, layers.Dense(3)(x)))
+    assert "several ways" in tfprune.Graph(model).skipped["odd"]
+    check_own(model, "d", skipped=["odd"])
+
+
+def test_layer_that_asks_for_a_size_is_kept_whole_where_it_is_called_on_several():
+    @register
+    class Coarsest(Chain):
+        def call(self, x, training=None):
+            y = super().call(x, training=training)
+            return 2 * y + 1 if x.shape[1] == 4 else y
+
+    model = _called_twice(Coarsest(name="odd"))
+    assert "several ways" in tfprune.Graph(model).skipped["odd"]
+    check_own(model, "b", skipped=["odd"])
+
+
+def test_weights_that_a_function_borrows_are_kept():
+    """What is made of them is no constant: they still train."""
+    inputs = layers.Input((7,), dtype="int32")
+    table = layers.Embedding(11, 8, name="table")
+    x = layers.Dense(6, "relu", name="a")(table(inputs))
+    x = layers.Dense(8, name="b")(x)
+    tied = layers.Lambda(
+        lambda x: ops.matmul(x, ops.transpose(table.embeddings)), name="tied"
+    )
+    graph = tfprune.Graph(keras.Model(inputs, tied(x)))
+    assert "weights that are not its own" in graph.skipped["tied"]
+    assert [group.name for group in graph.groups] == ["a"]
+
+
 def test_the_message_of_an_error_is_all_of_it():
     error = ValueError(
         "Exception encountered when calling Net.call().\n\n"

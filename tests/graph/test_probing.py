@@ -1,6 +1,7 @@
 """One row per layer of a user's own that has weights: channelwise, or kept and listed."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers, ops
 from keras.src.applications.convnext import LayerScale
@@ -204,6 +205,44 @@ def _two_tensors():
     inputs = image()
     x = Mixed(name="own")([conv(inputs, 8, "left"), conv(inputs, 8, "right")])
     return head(inputs, conv(x, 6, "conv2"))
+
+
+@register
+class CenteredInTraining(layers.Layer):
+    def call(self, x, training=False):
+        return x - ops.mean(x, axis=-1, keepdims=True) if training else x
+
+
+@register
+class FixedInTraining(layers.Layer):
+    def call(self, x, training=False):
+        return x + ops.arange(8, dtype="float32") if training else x
+
+
+@TABLE.row("conv2", keeps=["conv"], skipped=["own"])
+def _without_weights_mixes_in_training():
+    return between(CenteredInTraining(name="own"))
+
+
+@TABLE.row("conv2", keeps=["conv"], skipped=["own"])
+def _without_weights_is_of_one_width_in_training():
+    return between(FixedInTraining(name="own"))
+
+
+@register
+class NoiseInTraining(layers.Layer):
+    def call(self, x, training=False):
+        return x + keras.random.normal(ops.shape(x), seed=3) if training else x
+
+
+def test_noise_from_nowhere_reaches_no_reader_of_closed_channels():
+    inputs = layers.Input((10,))
+    x = NoiseInTraining()(layers.Dense(16, "relu", name="a")(inputs))
+    model = tfprune.prune_wrap(keras.Model(inputs, layers.Dense(3, name="b")(x)))
+    tfprune.set_masks(tfprune.Graph(model), {"a": np.arange(16) < 1})
+    reader = model.get_layer("b")
+    reader.layer.kernel.assign(np.eye(16, 3, -1))
+    assert not np.any(model(np.ones((2, 10), "float32"), training=True))
 
 
 @pytest.mark.parametrize("name", TABLE.names)

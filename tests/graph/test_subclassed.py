@@ -29,6 +29,14 @@ class Net(keras.Model):
         return self.logits(self.dropout(x, training=training))
 
 
+def test_the_policy_of_a_model_survives():
+    """It says whether `compile` scales the loss."""
+    model = Net(dtype="mixed_float16")
+    model(np.zeros((1, 8, 8, 3), "float32"))
+    for change in (tfprune.strip, tfprune.prune_wrap):
+        assert change(model).dtype_policy.name == "mixed_float16"
+
+
 class Pair(keras.Model):
     """Takes and returns dicts; looks tokens up."""
 

@@ -4,6 +4,7 @@ import checker
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from builders import block, check, conv, head, image
 from invariants import check_all, fingerprint, random_masks
 from keras import layers, ops
@@ -394,6 +395,20 @@ def test_data_format_channels_first_flattened():
     x = layers.Flatten(data_format="channels_first")(x)
     x = layers.Dense(6, "relu", name="b")(x)
     check(keras.Model(inputs, layers.Dense(3)(x)), "a", "b")
+
+
+def test_reshape_that_is_shared_with_what_has_no_channels():
+    inputs = layers.Input((8, 8, 3))
+    shared = layers.Reshape((64, 8), name="shared")
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="a")(inputs)
+    x = layers.Conv1D(8, 1, name="b")(shared(x))
+    x = layers.Lambda(
+        lambda x: tf.reshape(tf.sort(x), (-1, 8, 8, 8)), (8, 8, 8), name="sorted"
+    )(x)
+    x = layers.Conv1D(4, 1, name="c")(shared(x))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    graph, _, _ = check_all(checker.randomize(model))
+    assert [group.name for group in graph.groups] == ["c"]
 
 
 def test_a_rule_that_does_not_cover_a_layer_is_not_said_to_be_none():

@@ -56,6 +56,8 @@ COPIES = {
     "stripped": lambda model: tfprune.strip(tfprune.prune_wrap(model)),
     "compact": lambda model: tfprune.compact(model, fold=True),
     "faster": lambda model: tfprune.compact(model, optimize=True),
+    "drawn": lambda model: tfprune.compact(model, {}, reinitialize=True),
+    "half as wide": lambda model: tfprune.scale_width(model, 0.5),
 }
 
 
@@ -194,6 +196,18 @@ def test_what_was_set_on_variables_survives(kind):
     assert type(a.kernel.regularizer) is keras.regularizers.L2
     assert type(a.kernel.constraint) is keras.constraints.MaxNorm
     assert b.bias.constraint is None
+
+
+def test_a_term_made_for_one_shape_is_left_off_another():
+    model = keras.Model(inputs := image(), head(conv(8, "a")(inputs)))
+    kernel = model.get_layer("a").kernel
+    kept = np.ones(kernel.shape, "float32")
+    kernel.constraint = lambda w: w * kept
+    kernel.regularizer = keras.regularizers.L2(0.1)
+    with pytest.warns(UserWarning, match="constraint set on 'a/kernel' is left off"):
+        small = tfprune.compact(model, {"a": np.arange(8) < 4})
+    assert small.get_layer("a").kernel.constraint is None
+    assert small.get_layer("a").kernel.regularizer is kernel.regularizer
 
 
 # Custom layers ------------------------------------------------------------------
@@ -336,10 +350,41 @@ def test_keras_layers_made_with_what_has_no_known_name(layer):
 
 
 def test_what_has_no_known_name_in_a_keras_layer_is_named():
-    layer = layers.TimeDistributed(layers.Dense(8, _twice_tanh))
-    model = keras.Sequential([layers.Input((6, 5)), layer])
-    with pytest.raises(ValueError, match="not know _twice_tanh by name.*register_kera"):
-        tfprune.strip(model)
+    for function in (_twice_tanh, lambda x: 2 * ops.tanh(x)):
+        layer = layers.RNN(layers.LSTMCell(8, function))
+        model = keras.Sequential([layers.Input((6, 5)), layer])
+        message = f"not know {function.__name__} by name.*register_keras"
+        with pytest.raises(ValueError, match=message):
+            tfprune.strip(model)
+
+
+def test_terms_without_a_known_name_under_gates_and_wrappers():
+    def penalty(w):
+        return ops.sum(w * w)
+
+    inputs = layers.Input((6, 5))
+    x = layers.TimeDistributed(layers.Dense(8, _twice_tanh), name="a")(inputs)
+    x = layers.Conv1D(8, 3, name="b")(x)
+    x = layers.BatchNormalization(beta_regularizer=penalty, name="bn")(x)
+    x = layers.Dense(2)(layers.Flatten()(x))
+    model = checker.randomize(keras.Model(inputs, x))
+    gated = tfprune.prune_wrap(model)
+    masked = tfprune.apply_masks(gated, {})
+    for twin in (tfprune.strip(model), tfprune.strip(gated), tfprune.strip(masked)):
+        assert twin.get_layer("bn").beta.regularizer is penalty
+        assert twin.get_layer("a").layer.activation is _twice_tanh
+
+
+def test_activation_with_weights_beside_what_has_no_known_name_is_not_shared():
+    def penalty(w):
+        return ops.sum(w * w)
+
+    layer = layers.Dense(6, layers.PReLU(), kernel_regularizer=penalty, name="a")
+    model = keras.Sequential([layers.Input((5,)), layer, layers.Dense(2)])
+    model(np.zeros((1, 5)))
+    twin = tfprune.strip(model)
+    assert twin.get_layer("a").kernel.regularizer is penalty
+    assert not {id(v) for v in twin.variables} & {id(v) for v in model.variables}
 
 
 def test_operation_made_with_what_keras_cannot_save(tmp_path):

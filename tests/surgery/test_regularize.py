@@ -634,6 +634,19 @@ def test_a_rule_that_leaves_a_layer_out(fresh):
         tfprune.select(tfprune.Graph(fresh), "scale", threshold=lambda scales: {})
 
 
+def test_copies_have_a_term_of_their_own_beside_what_has_no_known_name(fresh):
+    for layer in fresh.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.beta_constraint = layer.beta.constraint = lambda w: w
+            layer.gamma_regularizer = layer.gamma.regularizer = lambda w: 0.0
+    model = tfprune.regularize(fresh, NetworkSlimming(0.1))
+    twin = tfprune.prune_wrap(model)
+    before = float(sum(twin.losses))
+    for variable in model.trainable_variables:
+        variable.assign(np.zeros(variable.shape))
+    assert float(sum(twin.losses)) == before > 0
+
+
 def test_a_second_regularizer_is_refused(fresh):
     model = tfprune.regularize(fresh, Polarization())
     with pytest.raises(ValueError, match="Polarization, on 'block1_a_bn' and others"):

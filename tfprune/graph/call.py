@@ -37,6 +37,11 @@ class Tensor:
             placed[axis] = each if self.shape[axis] != 1 else None
         return Tensor(self.shape, placed)
 
+    def shape_of_samples(self, number: int) -> tuple[int, ...]:
+        """Returns the shape for a number of samples, where the batch is left open."""
+        rows = max(1, int(number * self.rows))
+        return tuple(rows if size is None else size for size in self.shape)
+
     @property
     def channel_axis(self) -> int | None:
         """The last labeled axis, None if there is none."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from tfprune.graph.call import Call, Tensor
 from tfprune.graph.literals import is_literal, narrowed, values_of, with_literals
-from tfprune.graph.nodes import tree, unrecorded
+from tfprune.graph.nodes import tree
 
 
 def elementwise(call: Call, *operands, absorbing: bool = False, function=None):
@@ -94,7 +94,7 @@ def run_on_constants(function, *values):
         np.nan_to_num(each) if isinstance(each, np.ndarray) else each for each in values
     ]
     try:
-        return _run(function, [np.atleast_2d(each) for each in vectors])[0]
+        return run_on_arrays(function, [np.atleast_2d(each) for each in vectors])[0]
     except Exception:
         # A function that does not run on channels alone: nothing is known of it.
         return None
@@ -159,7 +159,7 @@ def mixed_axes(function, rank: int) -> tuple[int, ...]:
     return tuple(
         axis
         for axis, shape in zip(axes, shapes, strict=True)
-        if _commutes(function, [shape], axis) != axis
+        if commutes(function, [shape], axis) != axis
     )
 
 
@@ -304,45 +304,6 @@ def _labels_at(call: Call, labels, index):
     return moved
 
 
-def by_probing(call: Call, *args, **kwargs):
-    """Follows an operation without weights by trying it out.
-
-    If dropping half of the channels before the operation is the same as dropping
-    them after it, twice, for different halves, the channels pass one by one and no
-    setting of the operation depends on their number. Several tensors are tied. Returns
-    None if it is not so, or if the operation cannot be tried.
-    """
-    layer = call.operation
-    if getattr(layer, "variables", ()) or len(call.outputs) != 1:
-        return None
-    (out,) = call.outputs
-    if not any(x.labeled_axes for x in call.inputs):
-        return out
-    axis = common_axis(call.inputs)
-    if axis is None:
-        return None
-
-    @unrecorded(layer)
-    def function(*values):
-        rest = iter(values)
-        filled = tree.map_structure(
-            lambda each: next(rest) if isinstance(each, Tensor) else each,
-            (args, kwargs),
-        )
-        return layer.call(*filled[0], **filled[1])
-
-    shapes = [tuple(1 if n is None else n for n in x.shape) for x in call.inputs]
-    out_axis = _commutes(function, shapes, axis)
-    if out_axis is None:
-        return None
-    labels = call.tie(*(x.labels[axis] for x in call.inputs))
-    if len(call.inputs) == 1:
-        call.constants = lambda known: (
-            only_zeros(known) if keeps_zero(function) else None
-        )
-    return Tensor(out.shape).with_labels({out_axis: labels})
-
-
 def common_axis(inputs) -> int | None:
     """Returns the one axis that is labeled in all tensors, None if there is none."""
     axes = {x.labeled_axes for x in inputs}
@@ -353,7 +314,7 @@ def common_axis(inputs) -> int | None:
     return labeled[0] if len(labeled) == 1 else None
 
 
-def _commutes(function, shapes, axis: int) -> int | None:
+def commutes(function, shapes, axis: int) -> int | None:
     """Returns the output axis on which `function` treats input `axis` entry by entry.
 
     None if it does not: entries are mixed, or their number is fixed.
@@ -365,7 +326,9 @@ def _commutes(function, shapes, axis: int) -> int | None:
         axes = {a for a in range(whole.ndim) if whole.shape[a] == size}
         for _ in range(2):
             index = np.sort(random.choice(size, max(1, size // 2), replace=False))
-            part = _run(function, [np.take(each, index, axis) for each in values])
+            part = run_on_arrays(
+                function, [np.take(each, index, axis) for each in values]
+            )
             axes = {a for a in axes if are_close(np.take(whole, index, a), part)}
     except Exception:
         # Any failure on a narrower input means that the width is fixed.
@@ -377,7 +340,7 @@ def _finite_run(function, shapes, random) -> tuple[list, np.ndarray]:
     """Returns random tensors and what a function makes of them, which is finite."""
     for draw in (random.normal, lambda size: random.uniform(0.1, 0.9, size)):
         values = [draw(size=shape).astype(np.float32) for shape in shapes]
-        whole = _run(function, values)
+        whole = run_on_arrays(function, values)
         if np.isfinite(whole).all():
             return values, whole
     raise ValueError("It is not finite on ordinary numbers.")
@@ -393,6 +356,6 @@ def are_close(expected, received, tolerance: float = 1e-6) -> bool:
     )
 
 
-def _run(function, values):
+def run_on_arrays(function, values):
     tensors = [keras.ops.convert_to_tensor(each) for each in values]
     return keras.ops.convert_to_numpy(function(*tensors))

@@ -25,7 +25,16 @@ _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class NotOpened(Exception):
-    """A layer cannot be taken apart; the message says why."""
+    """A layer cannot be taken apart; the message says why.
+
+    Args:
+        reason: the message.
+        borrowed: variables of others that the layer reads.
+    """
+
+    def __init__(self, reason: str, borrowed=()):
+        super().__init__(reason)
+        self.borrowed = tuple(borrowed)
 
 
 class OwnWeight(keras.layers.Layer):

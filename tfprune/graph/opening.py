@@ -2,34 +2,29 @@
 
 import contextlib
 import functools
-import itertools
 from dataclasses import dataclass, field
 
 import keras
-import numpy as np
-from keras import ops
 
-from tfprune.graph.any_size import MOST_LENGTHS, follow_for_any_size
+from tfprune.graph.any_size import follow_for_any_size
+from tfprune.graph.comparing import compare, compare_calls
 from tfprune.graph.following import (
     NotOpened,
     OwnWeight,
     first_line,
     follow,
     is_symbolic,
-    training_argument,
 )
 from tfprune.graph.nodes import (
     Functional,
     follow_training,
     input_masks,
-    input_structure,
     nodes_in_order,
     recorded_arguments,
     tree,
     unrecorded,
 )
 from tfprune.graph.remaking import copy_operation, made_again
-from tfprune.graph.shapes import OPEN_SIZES, assumed_shape
 from tfprune.graph.signatures import covers, ways_to_call, without_training
 
 
@@ -43,6 +38,7 @@ class Opened:
             with the sizes left open in which other calls differ.
         parts: the graph of its parts, None if it stays whole.
         reason: why it stays whole, empty if there was nothing to open.
+        borrowed: variables of others that it reads, as far as they are known.
         calls: the calls of its parts, all of its own calls together.
     """
 
@@ -50,6 +46,7 @@ class Opened:
     arguments: tuple
     parts: Functional | None = None
     reason: str = ""
+    borrowed: tuple = ()
     calls: list = field(default_factory=list)
 
     @functools.cached_property
@@ -68,13 +65,16 @@ class Opened:
             others: the nodes of the layer's other calls.
         """
         layer, given = self.node.operation, recorded_arguments(self.node)
-        for arguments in ways_to_call(given, map(recorded_arguments, others)):
+        others = [*map(recorded_arguments, others)]
+        for arguments in ways_to_call(given, others):
             try:
-                self.parts = open_layer(layer, *arguments)
+                parts = open_layer(layer, *arguments)
+                if arguments is not given:
+                    compare_calls(layer, parts, arguments, [given, *others])
             except NotOpened as error:
-                self.reason = f": {error}"
+                self.reason, self.borrowed = f": {error}", error.borrowed
             else:
-                self.arguments = arguments
+                self.parts, self.arguments = parts, arguments
                 break
 
 
@@ -160,7 +160,7 @@ def _followed(follow, layer, inputs, args, kwargs) -> Functional:
     _settle_training(layer, trained, graph)
     _check_weights(layer, graph)
     _close_open_reshapes(graph)
-    _compare(layer, graph, args, kwargs)
+    compare(layer, graph, args, kwargs)
     _check_parts(graph)
     return graph
 
@@ -197,17 +197,18 @@ def _names_in(args) -> dict[int, str]:
 
 def _check_weights(layer, graph: Functional) -> None:
     """Demands that a layer and its parts have the same variables."""
-    own, used = ({id(v): v.path for v in each.variables} for each in (layer, graph))
+    own, used = ({id(v): v for v in each.variables} for each in (layer, graph))
     # The states of random numbers that are not drawn are no loss.
     for each in layer._flatten_layers():
         for generator in each._seed_generators:
             if id(generator.state) not in used:
                 own.pop(id(generator.state), None)
-    hidden = [path for key, path in own.items() if key not in used]
+    hidden = [variable for key, variable in own.items() if key not in used]
     if hidden:
-        raise NotOpened(f"its `call` does not use {hidden[0]!r} on a tensor")
-    if own.keys() != used.keys():
-        raise NotOpened("its `call` uses weights that are not its own")
+        raise NotOpened(f"its `call` does not use {hidden[0].path!r} on a tensor")
+    borrowed = [variable for key, variable in used.items() if key not in own]
+    if borrowed:
+        raise NotOpened("its `call` uses weights that are not its own", borrowed)
 
 
 def _check_parts(graph: Functional) -> None:
@@ -292,85 +293,3 @@ def _close_open_reshapes(graph: Functional) -> None:
         elif literal[0] is None and closed.count(-1) == 2:
             dtype = node.outputs[0].dtype
             node.operation = keras.layers.Reshape(closed[1:], dtype=dtype)
-
-
-def _compare(layer, graph: Functional, args, kwargs) -> None:
-    """Runs a layer and its parts on random inputs, with other weights than it has."""
-    random = np.random.default_rng(0)
-    values = [(v, _perturbed(random, v)) for v in layer.variables]
-    reason = ""
-    with keras.StatelessScope(state_mapping=values):
-        # Layers are many, so the sizes of images are left out.
-        for size in (each for each in OPEN_SIZES if each <= 64):
-            taken = 0
-            for sizes in _lengths(graph.inputs, size):
-                pairs = zip(graph.inputs, sizes, strict=True)
-                probes = {id(x): _probe(random, x, each) for x, each in pairs}
-                try:
-                    expected = _called_on(probes, layer, args, kwargs)
-                except Exception as error:
-                    reason = reason or f"it cannot be run: {first_line(error)}"
-                    continue
-                _demand_equal(expected, graph, probes)
-                taken += 1
-            if taken:
-                return
-    raise NotOpened(reason)
-
-
-def _lengths(inputs, size: int):
-    """Yields what may stand for the open sizes of each input: equal ones first.
-
-    And all ways to make some of them shorter, of which the layer takes those that leave
-    a sequence and its mask alike: no part may take one's length for another's.
-    """
-    is_open = [None in x.shape[1:] for x in inputs]
-    others = max(sum(is_open) - 1, 0)
-    choices = (size, size - 1) if others < MOST_LENGTHS else (size,)
-    for lengths in itertools.product(choices, repeat=others):
-        rest = iter((size, *lengths))
-        yield [next(rest) if each else size for each in is_open]
-
-
-def _called_on(probes: dict, layer, args, kwargs):
-    args, kwargs = tree.map_structure(lambda x: probes.get(id(x), x), (args, kwargs))
-    return layer(*args, **kwargs, **training_argument(layer, False))
-
-
-def _demand_equal(expected, graph: Functional, probes: dict) -> None:
-    inputs = tree.map_structure(lambda x: probes[id(x)], input_structure(graph))
-    try:
-        received = graph(inputs)
-    except Exception as error:
-        raise NotOpened(f"its parts cannot be run: {first_line(error)}") from error
-    pairs = zip(tree.flatten(expected), tree.flatten(received), strict=True)
-    if not all(_are_equal(a, b) for a, b in pairs):
-        raise NotOpened("its parts by themselves compute something else")
-
-
-def _perturbed(random, variable):
-    if not keras.backend.is_float_dtype(variable.dtype):
-        return ops.convert_to_tensor(variable)
-    value = np.asarray(variable.numpy(), np.float64)
-    # Variances stay positive.
-    value = value * random.uniform(0.5, 1.5, value.shape)
-    value += random.uniform(0, 0.1, value.shape)
-    return ops.cast(value, variable.dtype)
-
-
-def _probe(random, keras_tensor, size: int):
-    first, *rest = assumed_shape(keras_tensor, size)
-    shape = [first or 2, *rest]
-    if keras.backend.is_float_dtype(keras_tensor.dtype):
-        return ops.cast(random.normal(size=shape), keras_tensor.dtype)
-    return ops.cast(random.integers(0, 2, shape), keras_tensor.dtype)
-
-
-def _are_equal(expected, received) -> bool:
-    if expected.dtype != received.dtype or expected.shape != received.shape:
-        return False
-    a, b = (
-        ops.convert_to_numpy(ops.cast(each, "float64")) for each in (expected, received)
-    )
-    tolerance = 1e-5 * max(np.abs(a).max(initial=0.0), 1e-30)
-    return np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True)

@@ -1,13 +1,106 @@
-"""Layers of a user's own that have weights: tried out at other widths."""
+"""Operations and layers of a user's own: tried out at other widths."""
+
+import functools
 
 import keras
 import numpy as np
 
 from tfprune.graph.call import Call, Tensor
-from tfprune.graph.flows import are_close, common_axis
+from tfprune.graph.flows import (
+    are_close,
+    common_axis,
+    commutes,
+    keeps_zero,
+    only_zeros,
+    run_on_arrays,
+)
 from tfprune.graph.following import training_argument
 from tfprune.graph.nodes import tree, unrecorded
 from tfprune.graph.opening import has_sublayers
+
+
+def by_probing(call: Call, *args, **kwargs):
+    """Follows an operation without weights by trying it out.
+
+    If dropping half of the channels before the operation is the same as dropping
+    them after it, twice, for different halves, the channels pass one by one and no
+    setting of the operation depends on their number. Several tensors are tied. Returns
+    None if it is not so, in training either, or if the operation cannot be tried.
+    """
+    layer = call.operation
+    if getattr(layer, "variables", ()) or len(call.outputs) != 1:
+        return None
+    (out,) = call.outputs
+    if not any(x.labeled_axes for x in call.inputs):
+        return out
+    axis = common_axis(call.inputs)
+    if axis is None:
+        return None
+
+    def function(*values, **training):
+        rest = iter(values)
+        filled = tree.map_structure(
+            lambda each: next(rest) if isinstance(each, Tensor) else each,
+            (args, kwargs),
+        )
+        # What is drawn in training is the same every time.
+        with unrecorded(layer), keras.StatelessScope():
+            return layer.call(*filled[0], **filled[1], **training)
+
+    ways = [function]
+    if training_argument(layer, True):
+        ways.append(functools.partial(function, training=True))
+    shapes = [x.shape_of_samples(1) for x in call.inputs]
+    out_axis = commutes(function, shapes, axis)
+    if out_axis is None or any(
+        _is_mixed(each, shapes, (axis, out_axis)) for each in ways[1:]
+    ):
+        return None
+    labels = call.tie(*(x.labels[axis] for x in call.inputs))
+    if len(call.inputs) == 1:
+        call.constants = lambda known: (
+            only_zeros(known) if all(map(keeps_zero, ways)) else None
+        )
+    return Tensor(out.shape).with_labels({out_axis: labels})
+
+
+def _is_mixed(function, shapes, axes) -> bool:
+    run = functools.partial(run_on_arrays, function)
+    values = [np.ones(shape, np.float32) for shape in shapes]
+    kept = np.arange(max(1, shapes[0][axes[0]] // 2))
+    try:
+        return _depends_on_others((run, run), values, kept, axes)
+    except Exception:
+        # Whatever fails on a narrower input: its width is fixed.
+        return True
+
+
+def _depends_on_others(runs, values, kept, axes, tolerance: float = 1e-6) -> bool:
+    """Returns whether some of the channels depend on what the others are.
+
+    They may be random: what is drawn is the same only for the same shapes.
+
+    Args:
+        runs: a function of arrays, and one of arrays with only `kept` channels, which
+            raises if their number is fixed.
+        values: arrays to run it on.
+        kept: int array, the places of the channels.
+        axes: the axes of the channels, of the inputs and of the output.
+        tolerance: see `are_close`.
+    """
+    whole, part = runs
+    axis, out_axis = axes
+    random = np.random.default_rng(0)
+    others = np.delete(np.arange(values[0].shape[axis]), kept)
+    found = []
+    for _ in range(2):
+        values = [np.array(each) for each in values]
+        for each in values:
+            rows = np.moveaxis(each, axis, 0)
+            rows[others] = random.normal(size=rows[others].shape)
+        found.append(np.take(whole(values), kept, out_axis))
+    part([np.take(each, kept, axis) for each in values])
+    return not are_close(*found, tolerance)
 
 
 def by_narrowing(call: Call, *args, **kwargs):
@@ -49,7 +142,7 @@ class _Probe:
 
     def __init__(self, layer, inputs, arguments, axis: int):
         self._layer, self._arguments, self._axis = layer, arguments, axis
-        self._shapes = [tuple(2 if n is None else n for n in x.shape) for x in inputs]
+        self._shapes = [x.shape_of_samples(2) for x in inputs]
         self._size = self._shapes[0][axis]
         is_short = keras.backend.standardize_dtype(layer.compute_dtype).endswith("16")
         self._tolerance = 5e-2 if is_short else 1e-5
@@ -136,29 +229,17 @@ class _Probe:
             if whole.shape[axis] == self._size
             and are_close(np.take(whole, index, axis), received, self._tolerance)
         ]
-        if len(out_axes) != 1 or self._mixes_in_training(twin, index, *out_axes):
+        if len(out_axes) != 1:
             return None
+        if training_argument(self._layer, True):
+            runs = [
+                functools.partial(self._run, each, training=True)
+                for each in (self._whole, twin)
+            ]
+            axes = (self._axis, out_axes[0])
+            if _depends_on_others(runs, self._values, index, axes, self._tolerance):
+                return None
         return out_axes[0], weight_axes
-
-    def _mixes_in_training(self, twin, index, out_axis: int) -> bool:
-        """Returns whether channels of the layer depend on others in training.
-
-        They may be random then: what is drawn is the same only for the same shapes.
-        """
-        if not training_argument(self._layer, True):
-            return False
-        others = np.delete(np.arange(self._size), index)
-        runs = []
-        for _ in range(2):
-            values = [np.array(each) for each in self._values]
-            for each in values:
-                rows = np.moveaxis(each, self._axis, 0)
-                rows[others] = self._random.normal(size=rows[others].shape)
-            out = self._run(self._whole, values, training=True)
-            runs.append(np.take(out, index, out_axis))
-        # Its width may be fixed in training only.
-        self._run(twin, [np.take(x, index, self._axis) for x in values], training=True)
-        return not are_close(*runs, self._tolerance)
 
     def _resized(self, value, size: int):
         """Returns a constructor argument with another number of channels in it."""

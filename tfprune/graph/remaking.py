@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from tfprune.graph.nodes import Operation, flatten_layers, tree
+from tfprune.layers.swapping import SwapWrapper
 
 _NOT_SHARED = (keras.layers.Layer, keras.Variable)
 _LOOKUPS = (
@@ -17,7 +18,7 @@ _LOOKUPS = (
 )
 
 # Ends of the names of arguments that are functions, or objects called like them.
-_OBJECTS = ("activation", "_regularizer", "_constraint", "_initializer")
+_OBJECTS = ("activation", "regularizer", "constraint", "initializer")
 
 
 def made_again(layer, changes: Callable = lambda config: {}):
@@ -41,25 +42,55 @@ def made_again(layer, changes: Callable = lambda config: {}):
     except Exception as error:
         # Objects that Keras cannot serialize, or whatever its constructor makes of it.
         settings = changes(config)
-        if config and _is_of_keras(layer):
+        if config and _is_of(layer, "keras.", "tfprune."):
             with contextlib.suppress(Exception):
-                shared = _shared(layer, config)
-                return type(layer).from_config({**config, **shared, **settings})
+                known = {**config, **_known(layer, config), **settings}
+                return _made_of(type(layer), known)
         return _from_attributes(layer, settings, error)
 
 
-def _is_of_keras(layer) -> bool:
-    return type(layer).__module__.startswith("keras.")
+def _is_of(value, *packages: str) -> bool:
+    return type(value).__module__.startswith(packages)
 
 
-def _shared(layer, config: dict) -> dict:
-    """Returns activations and the like as they are: they may have no known name."""
-    own = {**vars(getattr(layer, "cell", layer)), **vars(layer)}
-    return {
-        name: own.get(name, own.get(f"_{name}", value))
-        for name, value in config.items()
+def _made_of(kind, config: dict):
+    if issubclass(kind, keras.layers.Wrapper) and not issubclass(kind, SwapWrapper):
+        # It would load the layer inside, which is there already.
+        return kind(**config)
+    return kind.from_config(config)
+
+
+def _known(holder, config: dict) -> dict:
+    """Returns activations and the like, as they are if they have no known name.
+
+    And a copy of the layer inside a wrapper.
+    """
+    own = {**vars(getattr(holder, "cell", holder)), **vars(holder)}
+    known = {
+        name: _loadable(own.get(name, own.get(f"_{name}", saved)), saved)
+        for name, saved in config.items()
         if name.endswith(_OBJECTS)
     }
+    if isinstance(holder, keras.layers.Wrapper):
+        known["layer"] = made_again(holder.layer)
+    return known
+
+
+def _loadable(value, saved):
+    """Returns the config of an object if Keras can load it, else the object.
+
+    What tfprune has put beside a term without a name is made again around it.
+    """
+    try:
+        keras.saving.deserialize_keras_object(saved)
+        return saved
+    except Exception:
+        if _is_of(value, "tfprune."):
+            config = value.get_config()
+            return type(value).from_config({**config, **_known(value, config)})
+        if isinstance(value, _NOT_SHARED):
+            raise
+        return value
 
 
 def _adapted(layer) -> dict:
@@ -127,10 +158,11 @@ def _from_attributes(layer, settings: dict, error: Exception):
             "works."
         )
         unknown = _unknown_names(layer)
-        if unknown and _is_of_keras(layer):
+        if unknown and _is_of(layer, "keras."):
             advice = (
                 f"Keras does not know {', '.join(unknown)} by name: put "
-                "`@keras.saving.register_keras_serializable()` before the definition."
+                "`@keras.saving.register_keras_serializable()` before the definition"
+                f"{' of a function with a name' * ('<lambda>' in unknown)}."
             )
         raise ValueError(
             f"Layer {layer.name!r} cannot be rebuilt from its config. {advice}"

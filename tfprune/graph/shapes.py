@@ -43,7 +43,10 @@ def _shapes_for_a_batch_of_two(node, inputs: dict) -> list | None:
     def of_two(x):
         given = inputs[id(x)]
         rows = int(_BATCH * given.rows)
-        shape = tuple(rows if size is None else size for size in given.shape)
+        shape = [rows if size is None else size for size in given.shape]
+        if None in x.shape[:1]:
+            # A nested model is made for any batch, also in one that is not.
+            shape[0] = rows
         return keras.KerasTensor(shape, x.dtype)
 
     args, kwargs = fill_in(node, {id(x): of_two(x) for x in node.input_tensors})
@@ -75,9 +78,9 @@ def rows_of(node, shapes: list, inputs: dict, batch: int | None) -> list:
         inputs: by the id of a Keras tensor, its `Tensor`.
         batch: the batch that the model is made for, None if that is open.
     """
-    if batch is not None:
-        firsts = [shape[0] if len(shape) else batch for shape in shapes]
-        return [Fraction(first or batch, batch) for first in firsts]
+    firsts = [shape[0] if len(shape) else batch for shape in shapes]
+    if batch is not None and None not in firsts:
+        return [Fraction(first, batch) for first in firsts]
     given = [(x, inputs[id(x)].rows) for x in node.input_tensors]
     rows = max((rows for x, rows in given if None in x.shape), default=1)
     found = None
@@ -96,8 +99,13 @@ def rows_of(node, shapes: list, inputs: dict, batch: int | None) -> list:
 
 
 def _leaves_the_batch_alone(operation) -> bool:
-    is_layer = isinstance(operation, keras.layers.Layer)
-    return is_layer and not isinstance(operation, keras.layers.Lambda)
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    if isinstance(operation, keras.layers.Lambda):
+        return False
+    # What is made of layers is looked into, and those are asked.
+    is_known = type(operation).__module__.startswith(("keras.", "tfprune."))
+    return is_known or bool(operation._layers)
 
 
 def _sizes_of_inputs(sizes: list, shapes: list) -> list:

@@ -21,7 +21,7 @@ def covers(general: tuple, given: tuple) -> bool:
     """
     if _signature(given) != _signature(general):
         return False
-    pairs = zip(_shapes_in(general), _shapes_in(given), strict=True)
+    pairs = zip(shapes_in(general), shapes_in(given), strict=True)
     return all(n in (m, None) for one, other in pairs for n, m in zip(one, other))
 
 
@@ -36,13 +36,13 @@ def ways_to_call(given: tuple, others: Iterable[tuple]) -> list[tuple]:
         others: those of the layer's other calls.
     """
     alike = [each for each in others if _signature(each) == _signature(given)]
-    columns = zip(*map(_shapes_in, (given, *alike)), strict=True)
+    columns = zip(*map(shapes_in, (given, *alike)), strict=True)
     shapes = [
         tuple(_common(sizes) for sizes in zip(*shapes, strict=True))
         for shapes in columns
     ]
     is_masked = any(mask is not None for mask in input_masks(given))
-    if is_masked or shapes == _shapes_in(given):
+    if is_masked or shapes == shapes_in(given):
         return [given]
     rest = iter(shapes)
     general = tree.map_structure(
@@ -65,5 +65,5 @@ def _signature(arguments: tuple) -> str:
     return repr(tree.map_structure(plain, (args, without_training(kwargs))))
 
 
-def _shapes_in(arguments: tuple) -> list[tuple]:
+def shapes_in(arguments: tuple) -> list[tuple]:
     return [tuple(x.shape) for x in tree.flatten(arguments) if is_symbolic(x)]

@@ -35,9 +35,13 @@ def as_recorded(model):
         raise not_recorded(model, reason)
     try:
         graph = open_layer(model, *call)
-        return graph if model._inbound_nodes else _with_indices(model, graph, call)
+        if not model._inbound_nodes:
+            graph = _with_indices(model, graph, call)
     except NotOpened as error:
         raise not_recorded(model, str(error)) from error
+    # It says whether `compile` scales the loss.
+    graph.dtype_policy = model.dtype_policy
+    return graph
 
 
 def _with_indices(model, graph: Functional, call) -> Functional:

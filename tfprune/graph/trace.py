@@ -162,11 +162,11 @@ class Trace:
         outputs, why = self._follow(call, opened, args, kwargs)
         if outputs is None and self._may_open(call):
             opened.open(self._nodes_of[id(operation)].values())
-            if opened.parts is not None:
+            if opened.parts is not None and opened.fits(node):
                 return self._call_opened(opened, call)
             why += opened.reason
         if outputs is None:
-            self._keep_unknown(call, why)
+            self._keep_unknown(call, why, opened.borrowed)
         else:
             call.outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         for made, result in zip(call.outputs, results, strict=True):
@@ -174,7 +174,7 @@ class Trace:
         self._repeat_terms(number, results[0].rows)
         self.calls.append(call)
         first = self._first_calls.setdefault(id(operation), call)
-        if first is not call and call.settings is not None:
+        if first is not call and any(each.settings for each in (first, call)):
             # One operation has one setting, so every call of it has the same width. What
             # only one call is given, such as a state, its rule ties to the weights.
             for one, other in (
@@ -188,9 +188,11 @@ class Trace:
         """Returns whether to look into a layer that is no more than operations."""
         layer = call.operation
         is_plain = isinstance(layer, keras.layers.Layer) and not layer.variables
-        is_first = id(layer) not in self._first_calls
+        is_new = (
+            id(layer) not in self._first_calls and self.opened[id(layer)].parts is None
+        )
         reads = any(x.labeled_axes for x in call.inputs)
-        return is_plain and is_first and reads and find_rule(layer) is None
+        return is_plain and is_new and reads and find_rule(layer) is None
 
     def _follow(self, call: Call, opened: Opened, args, kwargs):
         """Returns what a call makes of its inputs, or None and why nobody knows."""
@@ -237,7 +239,7 @@ class Trace:
             return None
         return rule(call, *args, **given)
 
-    def _keep_unknown(self, call: Call, why: str) -> None:
+    def _keep_unknown(self, call: Call, why: str, borrowed) -> None:
         """Keeps all that a call reads and makes, also what its rule stated so far."""
         call.reads, call.settings, call.arguments = [], None, None
         call.constants = None
@@ -247,7 +249,7 @@ class Trace:
         reason = f"read by {call.path!r}: {why}"
         for each in labels:
             self.lock(each, reason)
-        for variable in getattr(call.layer, "variables", ()):
+        for variable in (*getattr(call.layer, "variables", ()), *borrowed):
             self._kept.setdefault(id(variable), reason)
         if labels or getattr(call.layer, "weights", None):
             reason = f"{why}: the channels it reads and makes are kept"

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-from tfprune.graph.flows import by_probing
 from tfprune.graph.nodes import recorded_arguments
 from tfprune.graph.opening import Opened, open_call
-from tfprune.graph.probing import by_narrowing
+from tfprune.graph.probing import by_narrowing, by_probing
 from tfprune.graph.registry import find_rule
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfprune.layers.kernels import DEPTHWISE, SEPARABLE, TRANSPOSED
-from tfprune.layers.swapping import SwapWrapper, attribute_of
+from tfprune.layers.swapping import SwapWrapper, attribute_of, load_layer
 
 _PLAIN = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 GATED_TYPES = (
@@ -251,9 +251,7 @@ class ChannelGate(SwapWrapper):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         def load(value):
-            return keras.saving.deserialize_keras_object(
-                value, custom_objects=custom_objects
-            )
+            return load_layer(value, custom_objects)
 
         masks = {place: load(each) for place, each in config["input_masks"].items()}
         mask = load(config["mask"]) if config["mask"] else False

@@ -3,7 +3,6 @@
 import abc
 import zlib
 
-import keras
 from keras import ops
 
 from tfprune.layers.kernels import (
@@ -12,7 +11,7 @@ from tfprune.layers.kernels import (
     output_axes,
     owner_of,
 )
-from tfprune.layers.swapping import SwapWrapper
+from tfprune.layers.swapping import SwapWrapper, load_layer
 
 
 class KernelGate(SwapWrapper):
@@ -122,9 +121,7 @@ class KernelGate(SwapWrapper):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        layer = keras.saving.deserialize_keras_object(
-            config["layer"], custom_objects=custom_objects
-        )
+        layer = load_layer(config["layer"], custom_objects)
         return cls(**{**config, "layer": layer})
 
 

@@ -10,6 +10,13 @@ from keras.src.backend.common.global_state import get_global_attribute
 from tfprune.layers.kernels import altered_kernel, owner_of
 
 
+def load_layer(config, custom_objects=None):
+    """Returns the layer of a config, or what is one already."""
+    if isinstance(config, keras.layers.Layer):
+        return config
+    return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
+
+
 class SwapWrapper(keras.layers.Wrapper):
     """Runs a layer with tensors in the place of some of its attributes.
 

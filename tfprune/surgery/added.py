@@ -1,5 +1,7 @@
 """What is set on variables: copied and, where tfprune has set it, taken off again."""
 
+import warnings
+
 import keras
 
 from tfprune.constraints import Clip, ZeroSlices
@@ -38,8 +40,27 @@ def copy_terms(layer, pairs) -> None:
             ("constraint", holder_of(source), holder_of(target)),
         ):
             term = getattr(one, kind)
-            if term is None or id(term) not in held:
+            if term is not None and id(term) in held:
+                continue
+            if term is None or source.shape == target.shape or _takes(term, target):
                 setattr(other, kind, term)
+            else:
+                warnings.warn(
+                    f"The {kind} set on {source.path!r} is left off in the copy: it "
+                    f"is made for the shape {tuple(source.shape)} and cannot be used on "
+                    f"{tuple(target.shape)}. Set one that can.",
+                    stacklevel=2,
+                )
+
+
+def _takes(term, variable) -> bool:
+    """Returns whether a regularizer or constraint can be used on a variable."""
+    try:
+        made = term(keras.ops.zeros(variable.shape, variable.dtype))
+    except Exception:
+        # Whatever somebody's function says to a shape that it was not made for.
+        return False
+    return tuple(made.shape) in ((), tuple(variable.shape))
 
 
 def leave_off_added(layer) -> None:

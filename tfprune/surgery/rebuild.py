@@ -238,6 +238,8 @@ def with_new_weights(model):
     for old, twin in rebuilder.pairs:
         if not getattr(old, "trainable_variables", None):
             copy_state(old, twin)
+        else:
+            copy_terms(old, list(_paired(old.variables, twin.variables)))
     return new
 
 
