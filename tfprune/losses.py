@@ -42,7 +42,7 @@ def at_best_scale(model, function: Callable) -> Callable:
     Args:
         model: the model.
         function: function `(scale, *batch) -> arrays` that multiplies the loss by the
-            scale, and divides the gradients by it in float32.
+            scale, and has the gradients `unscaled` by it.
     """
     if not any(each.compute_dtype == "float16" for each in model._flatten_layers()):
         return lambda *batch: function(1.0, *batch)
@@ -62,6 +62,20 @@ def at_best_scale(model, function: Callable) -> Callable:
         )
 
     return of_batch
+
+
+def unscaled(gradient, scale):
+    """Returns a gradient of a loss that was scaled as that of the loss, in float32."""
+    # That of an embedding's rows comes as `tf.IndexedSlices`, which does not divide.
+    return tf.cast(tf.convert_to_tensor(gradient), tf.float32) / scale
+
+
+def compiled_loss(model) -> tuple:
+    """Returns what another `compile` changes of the loss, to tell whether there was one.
+
+    A model with a `compile` and a `compute_loss` of its own may keep `loss` alone.
+    """
+    return getattr(model, "_compile_loss", None), getattr(model, "loss", None)
 
 
 def as_tensors(*structures) -> list:

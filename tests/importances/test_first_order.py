@@ -339,6 +339,29 @@ def test_weights_of_losses_compiled_anew_count(importance, factor):
         np.testing.assert_allclose(again[name], factor * once[name], rtol=1e-3)
 
 
+@pytest.mark.parametrize(("importance", "factor"), [(Taylor, 8), (WeightFisher, 64)])
+def test_a_loss_that_a_model_keeps_itself_counts_when_compiled_anew(importance, factor):
+    class Own(keras.Model):
+        def compile(self, optimizer, loss):
+            super().compile(optimizer)
+            self.loss = loss
+
+        def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+            return self.loss(y, y_pred)
+
+    like, scorer = plain(), importance()
+    model = Own(like.inputs, like.outputs)
+    unit = "weight" if importance is WeightFisher else "channel"
+    found = []
+    for times in (1, 8):
+        model.compile("sgd", lambda y, p, times=times: times * like.loss(y, p))
+        scorer.reset_state()
+        scorer.update_state(model, *data())
+        found.append(scorer(tfprune.Graph(model, unit)))
+    for name, once in found[0].items():
+        np.testing.assert_allclose(found[1][name], factor * once, rtol=1e-3)
+
+
 def test_sample_weights_count():
     model, (x, y) = plain(), data()
     weights = np.array([1, 1, 1, 0, 0, 0], "float32")

@@ -203,6 +203,25 @@ def test_fisher_tells_the_cost_of_removal_near_a_minimum():
     kernel.assign(weights)
 
 
+def test_fisher_of_an_embedding_is_that_of_the_dense_layer_of_its_one_hot_rows():
+    tokens, y = RANDOM.integers(5, size=(8, 6)), RANDOM.integers(2, size=8)
+    rows = np.eye(5, dtype="float32")[tokens]
+
+    def scores(first, x):
+        parts = [first, layers.GlobalAveragePooling1D(), layers.Dense(2)]
+        model = keras.Sequential([keras.Input(x.shape[1:]), *parts])
+        model.set_weights(weights)
+        fisher = WeightFisher()
+        fisher.update_state(compiled(model, logistic().loss), x, y)
+        return fisher(graph_of(model))["first/" + first.weights[0].name]
+
+    sizes = (5, 4), (4, 2), (2,)
+    weights = [RANDOM.normal(size=size) for size in sizes]
+    expected = scores(layers.Dense(4, use_bias=False, name="first"), rows)
+    found = scores(layers.Embedding(5, 4, name="first"), tokens)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 # Both ---------------------------------------------------------------------------------
 
 

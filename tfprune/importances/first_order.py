@@ -12,7 +12,7 @@ from tfprune.importances.members import (
     members_of,
     scores_by_group,
 )
-from tfprune.losses import as_tensors
+from tfprune.losses import as_tensors, compiled_loss
 
 
 class FirstOrder(abc.ABC):
@@ -96,7 +96,7 @@ class FirstOrder(abc.ABC):
                 f"{model.name!r} has none. Call `model.compile(optimizer, loss)`."
             )
         # Masks and weights are variables, but what `compile` makes is another function.
-        key = model, model._compile_loss
+        key = model, compiled_loss(model)
         if self._running is None or self._running[0] != key:
             members = members_of(Graph(model))
             self._running = key, members, output_products(model, members)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfprune.layers import GATED_TYPES, ChannelGate
 from tfprune.layers.swapping import replaced
-from tfprune.losses import at_best_scale, loss_of
+from tfprune.losses import at_best_scale, loss_of, unscaled
 
 
 def output_products(model: keras.Model, members: list):
@@ -40,7 +40,7 @@ def output_products(model: keras.Model, members: list):
         )
         return {
             member.path: [
-                _summed(tf.cast(gradient, tf.float32) / scale, output, member.axis)
+                _summed(unscaled(gradient, scale), output, member.axis)
                 for gradient, output in zip(
                     gradients[member.path], outputs[member.path], strict=True
                 )

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tfprune.graph import Graph, WeightGraph
+from tfprune.losses import compiled_loss
 
 
 class OfWeights(abc.ABC):
@@ -30,7 +31,7 @@ class OfWeights(abc.ABC):
             sample_weight: weights of the samples, for models of several outputs in
                 the structure of `y`, if not the same for all. Defaults to None.
         """
-        key = model, getattr(model, "_compile_loss", None)
+        key = model, compiled_loss(model)
         if self._running is None or self._running[0] != key:
             kernels = Graph(model, unit="weight").kernels
             self._running = key, self.function(model, kernels)

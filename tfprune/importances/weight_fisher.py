@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfprune.importances.of_weights import OfWeights
-from tfprune.losses import as_tensors, at_best_scale, loss_of
+from tfprune.losses import as_tensors, at_best_scale, loss_of, unscaled
 
 
 class WeightFisher(OfWeights):
@@ -75,7 +75,7 @@ def _squared_gradients(model, kernels: dict):
             gradients = tape.gradient(
                 loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
-            squared = [tf.square(tf.cast(g, tf.float32) / scale) for g in gradients]
+            squared = [tf.square(unscaled(g, scale)) for g in gradients]
             return number + 1, [a + b for a, b in zip(totals, squared, strict=True)]
 
         size = tf.shape(tf.nest.flatten(x)[0])[0]

@@ -11,7 +11,7 @@ from tfprune.layers.runtime_masks import (
     spread,
     top_mask,
 )
-from tfprune.losses import at_best_scale, loss_of
+from tfprune.losses import at_best_scale, loss_of, unscaled
 from tfprune.runtime.gates import gated_nodes
 
 
@@ -39,7 +39,7 @@ def update_features(model, gates, batch) -> None:
             tape.watch(values)
             loss = loss_of(model, x, y, model(x, training=False))
             loss *= tf.cast(scale, loss.dtype)
-        return [tf.cast(g, tf.float32) / scale for g in tape.gradient(loss, values)]
+        return [unscaled(g, scale) for g in tape.gradient(loss, values)]
 
     gradients = at_best_scale(model, gradients_of)(*batch)
     for gate, kernel, gradient in zip(gates, kernels, gradients, strict=True):
