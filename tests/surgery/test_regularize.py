@@ -1,5 +1,6 @@
 """regularize: one term over all scales, and a model that computes what it did."""
 
+import gc
 
 import checker
 import keras
@@ -480,6 +481,46 @@ def test_losses_of_one_layer_change_nothing(fresh, images, tmp_path, loaded):
     parts = [float(sum(norm.losses)) for norm in reversed(regularized(model))]
     assert sum(parts) == loss_of(model) > 0
     train(model, images, epochs=1)
+
+
+def test_a_part_that_is_trained_alone_has_the_whole_term(images):
+    model = tfprune.regularize(vgg(layers.BatchNormalization), NetworkSlimming(1.0))
+    first, *others = regularized(model)
+    before = keras.Model(model.input, first.output)
+    after = keras.Model(first.output, model.output)
+    # Asked in turn, none takes the questions of the other for its own.
+    for each in (model, before, model, after, model, after):
+        assert loss_of(each) == pytest.approx(on_scales(model, NetworkSlimming(1.0)))
+    x = before.predict(images[0], verbose=0)
+    scales = on_scales(model, NetworkSlimming(1.0), [norm.name for norm in others])
+    before.compile("sgd", "mse")
+    before.fit(images[0], x, verbose=0)
+    train(after, (x, images[1]))
+    names = [norm.name for norm in others]
+    assert on_scales(after, NetworkSlimming(1.0), names) < 0.6 * scales
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_scale_that_lost_its_share_is_not_moved_and_the_others_are(images, place):
+    model = tfprune.regularize(vgg(layers.BatchNormalization), NetworkSlimming(1.0))
+    regularized(model)[place].gamma.regularizer = None
+    before = [abs(norm.gamma.numpy()).mean() for norm in norms(model)]
+    train(model, images, learning_rate=0.02)
+    after = [abs(norm.gamma.numpy()).mean() for norm in norms(model)]
+    moved = [old - new > 0.1 for old, new in zip(before, after, strict=True)]
+    assert moved == [number != place for number in range(4)]
+
+
+def test_a_loaded_model_that_garbage_collection_does_not_see_is_said(fresh, tmp_path):
+    tfprune.regularize(fresh, Polarization()).save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    gc.freeze()
+    try:
+        with pytest.raises(ValueError, match=r"`gc.freeze\(\)` hides them"):
+            model.losses
+    finally:
+        gc.unfreeze()
+    assert loss_of(model)
 
 
 def test_a_clone_is_refused_by_its_name(fresh):

@@ -1,19 +1,27 @@
 """One regularizer over the variables of many layers, in Keras's slot on each."""
 
 import gc
+import weakref
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from tfprune.regularizers.over_scales import OverScales
+
+_HIDDEN = (
+    " Or `gc.freeze()` hides them: ask a loaded model for its `losses` once before it."
+)
 
 
 @keras.saving.register_keras_serializable("tfprune")
 class SharedTerm:
     """A regularizer over several variables, which Keras shows it one after another.
 
-    Keras asks every trainable variable for its loss. The first of the term's answers
-    with the loss of the whole, the others with 0.
+    Keras asks every trainable variable of a model for its loss. The first of the term's
+    that is asked answers with the loss of the whole, the others with 0, until one is
+    asked again, or within another graph. So a model of a part of the network has the
+    whole term, too, and moves what is its own.
 
     Args:
         regularizer: `OverScales` to call on all values as one vector.
@@ -26,6 +34,8 @@ class SharedTerm:
         self.regularizer = regularizer
         self.count = count
         self._variables = list(variables)
+        # The graph of the last round of questions, and the places asked in it.
+        self._asked = None, set()
 
     @staticmethod
     def all_of(variables) -> dict["SharedTerm", list]:
@@ -43,9 +53,19 @@ class SharedTerm:
         Raises:
             ValueError: if some of the variables are frozen, or belong to another model.
         """
-        variables = self._all()
-        if index and variables[0].trainable:
+        here = weakref.ref(tf.compat.v1.get_default_graph())
+        graph, asked = self._asked
+        if here == graph and index not in asked:
+            asked.add(index)
             return ops.zeros(())
+        # After an error, whoever is asked next is the first again.
+        self._asked = None, set()
+        value = self._whole()
+        self._asked = here, {index}
+        return value
+
+    def _whole(self):
+        variables = self._all()
         frozen = [variable.path for variable in variables if not variable.trainable]
         if frozen:
             raise ValueError(
@@ -54,6 +74,10 @@ class SharedTerm:
                 "call `tfprune.strip` and `tfprune.regularize` again with `layers=`."
             )
         values = [ops.reshape(ops.cast(v, "float32"), (-1,)) for v in variables]
+        for place, variable in enumerate(variables):
+            # Whose share was taken away counts for the others, and is not moved.
+            if self not in self.all_of([variable]):
+                values[place] = ops.stop_gradient(values[place])
         return self.regularizer(ops.concatenate(values))
 
     def _all(self) -> list:
@@ -64,11 +88,13 @@ class SharedTerm:
             )
             own = self.all_of(living).get(self, [])
             if len(own) != self.count:
+                hidden = _HIDDEN if gc.get_freeze_count() else ""
                 raise ValueError(
                     f"{self._named()}, and {len(own)} of them share it: the model was "
                     "made layer by layer, as `keras.models.clone_model`, `from_config` "
                     "and `model_from_json` do. Save the model whole and load it; or "
                     "clone what `tfprune.strip` returns and call `tfprune.regularize`."
+                    f"{hidden}"
                 )
             self._variables = sorted(own, key=lambda v: _share_of(v).index)
         return self._variables
