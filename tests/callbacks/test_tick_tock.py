@@ -496,7 +496,7 @@ def test_backup_and_restore(model, data, tmp_path):
 @pytest.mark.parametrize(
     ("is_scaled", "steps", "strayed"),
     [
-        pytest.param(True, 8, -4, id="steps that loss scaling left out"),
+        pytest.param(True, 8, -1, id="steps that loss scaling left out"),
         pytest.param(False, 8, 5, id="a backup within an epoch"),
         pytest.param(False, 5, 0, id="repeated data read beyond an epoch"),
         pytest.param(False, 6, 0, id="repeated data read on by a whole Tick"),
@@ -532,6 +532,54 @@ def test_steps_that_stray_from_batches_are_no_ticks(
     assert fit(epochs=2, initial_epoch=1).history["ticks"] == [3]
     assert ran == [1, 2, 3]
     assert not [w for w in recwarn if "do not tell" in str(w.message)]
+
+
+@pytest.mark.parametrize("left_out", [0, 5])
+def test_ticks_that_a_stop_cut_off_are_made_up_for_under_loss_scaling(
+    model, data, left_out
+):
+    ran = []
+
+    class Counting(TickTock):
+        def on_tick_end(self, tick, logs):
+            ran.append(tick)
+
+    compiled(model, keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-3)))
+    for epochs, first in ((2, 0), (3, 2)):
+        callback = Counting(dataset(data), HALF, share=0.03, cycle=(3, 1))
+        log = train(model, data, callback, epochs=epochs, initial_epoch=first)
+        model.optimizer.iterations.assign_sub(left_out)
+    assert ran == [1, 2, 3, 4, 5, 6] and log.history["ticks"] == [6]
+
+
+@pytest.mark.parametrize(("tick_batches", "is_clear"), [(6, True), (2, False)])
+def test_finite_data_do_not_reach_beyond_an_epoch(
+    model, data, recwarn, tick_batches, is_clear
+):
+    """As repeated data would, which Ticks that were not run can look like."""
+    compiled(model, steps_per_execution=4)
+    ran = []
+
+    class Counting(TickTock):
+        def on_tick_end(self, tick, logs):
+            ran.append(tick)
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if len(ran) == 8:
+                raise Stop
+
+    def fit(*callbacks, **arguments):
+        few = dataset(data).take(tick_batches)
+        callback = Counting(few, HALF, share=0.01, cycle=(2, 1))
+        return train(model, data, callback, *callbacks, **arguments)
+
+    with pytest.raises(Stop):
+        fit(Interrupt(), epochs=6)
+    assert fit(epochs=5, initial_epoch=4).history["ticks"] == [8]
+    assert ran == [1, 2, 3, 4, 5, 6, 7, 8]
+    said = [w for w in recwarn if "do not tell" in str(w.message)]
+    assert bool(said) is not is_clear
 
 
 def test_a_resumed_run_of_a_new_optimizer_is_said(model, data):

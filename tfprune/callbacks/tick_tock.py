@@ -28,9 +28,10 @@ class TickTock(BudgetedCallback):
     The callback carries no state: how many Ticks were run follows from
     `optimizer.iterations` and the epoch. Stopped after any epoch or Tick and resumed
     with `initial_epoch`, training goes on as if it had not been, provided that the
-    optimizer was new at epoch 0 and the data come in the same order. (Under loss
-    scaling, which leaves steps out, Ticks that a stop cut off are not made up for.)
-    Masks only shrink.
+    optimizer was new at epoch 0, the data come in the same order, loss scaling has left
+    out fewer steps than a Tick has, and `steps_per_execution` divides the steps of an
+    epoch. Where steps tell of several numbers of Ticks, or of none, it warns and goes
+    on as if all had been run. Masks only shrink.
 
     Every epoch's logs receive `"flops_reduction"`, `"sparsity"` and `"ticks"`. Put
     this callback before those that save the model.
@@ -47,10 +48,9 @@ class TickTock(BudgetedCallback):
             the run.
         cycle: `(ticks, tock_epochs)`: Ticks after each Tock, and epochs of a Tock.
             Defaults to the paper's `(10, 10)`.
-        learning_rates: `(lowest, highest)`; the optimizer keeps the last one, which
-            is the lowest, when training ends. None leaves the optimizer's alone; the
-            steps of Ticks count in its schedule, too. Defaults to the paper's
-            `(1e-3, 1e-2)`, for SGD with momentum.
+        learning_rates: `(lowest, highest)`; the optimizer keeps the last one that was
+            set. None leaves the optimizer's alone; the steps of Ticks count in its
+            schedule, too. Defaults to the paper's `(1e-3, 1e-2)`, for SGD with momentum.
         gate_l1: strength of the L1 term on the gates in Tocks. Defaults to 1e-3.
         reduction: `"sum"` or `"mean"`: how the scores of the layers of a group make
             one. Defaults to `"sum"`.
@@ -247,34 +247,43 @@ class TickTock(BudgetedCallback):
         self._num_ticks = due
         if epoch == 0:
             return
-        done = self._ticks_done(epoch, due)
-        # As far as `iterations` may stray from batches, see `training.origin`.
-        strayed = self.params["steps"] / self._tick_steps
-        skips = training.skips_steps(self.model)
-        least = 0 if is_met else due - ticks
-        if not least - skips * strayed <= done < due + strayed:
+        done = self._ticks_done(epoch, due, 0 if is_met else due - ticks)
+        if done is None:
             warnings.warn(
                 "The optimizer's steps do not tell how many Ticks were run before "
                 f"epoch {epoch}: training goes on as if all {due} had been. Resume "
-                "with the optimizer's state, one that was new at epoch 0.",
+                "with the optimizer's state, one that was new at epoch 0, and let "
+                "`steps_per_execution` divide the steps of an epoch.",
                 stacklevel=2,
             )
-        elif is_met:
-            self._num_ticks = min(max(0, round(done)), due)
-            self._met_at = tock_epochs * math.ceil(self._num_ticks / ticks)
-        elif not skips:
-            # Steps that loss scaling has left out look like Ticks that were not run.
-            self._num_ticks = min(round(done), due)
-            self._run_ticks(due - self._num_ticks)
+            return
+        self._num_ticks = done
+        if is_met:
+            self._met_at = tock_epochs * math.ceil(done / ticks)
+        else:
+            self._run_ticks(due - done)
 
-    def _ticks_done(self, epoch, due):
-        """Returns how many Ticks the optimizer's steps make beside those of epochs."""
+    def _ticks_done(self, epoch, due, least):
+        """Returns how many Ticks the optimizer's steps tell of, None if they do not."""
         steps = self.params["steps"]
-        done = (training.iterations(self.model) - epoch * steps) / self._tick_steps
-        # Data that are repeated are read on to the end of an execution.
-        beyond = epoch * (-steps % self.model.steps_per_execution) / self._tick_steps
-        is_possible = done <= due and done == round(done)
-        return done if is_possible else done - beyond
+        found = training.iterations(self.model) - epoch * steps
+        # Data that are repeated are read on to the end of an execution, others end.
+        beyond = epoch * (-steps % self.model.steps_per_execution)
+        both = {self._in_ticks(n, due, not beyond) for n in (found, found - beyond)}
+        possible = [n for n in both if n is not None and n >= least]
+        return possible[0] if len(possible) == 1 else None
+
+    def _in_ticks(self, steps, due, is_sure):
+        """Returns how many Ticks make a number of steps, None if none do."""
+        done = steps / self._tick_steps
+        if done >= due:
+            # A backup may lie within an epoch, see `training.origin`.
+            return (
+                due if steps < due * self._tick_steps + self.params["steps"] else None
+            )
+        if training.skips_steps(self.model):
+            return math.ceil(done)
+        return math.floor(done) if is_sure or done == int(done) else None
 
     def _place_in_tock(self, batch):
         """Returns the step within the current Tock, and the steps it has."""
