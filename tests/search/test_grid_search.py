@@ -85,6 +85,15 @@ def test_interrupted_it_returns_what_it_has(monkeypatch, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The scales of these")
+@pytest.mark.parametrize("validation_data", [validation, None])
+def test_callbacks_that_watch_validation_see_it(validation_data):
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=1e9)
+    arguments = {"validation_data": validation_data, "callbacks": [stop]}
+    search(max_trials=1).run(data, epochs=9, verbose=0, **arguments)
+    assert stop.model.history.epoch == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:The scales of these")
 def test_what_is_shown(capsys):
     result = run(search(max_trials=1, strength=1e-3), verbose=1)
     printed = capsys.readouterr().out

@@ -81,6 +81,8 @@ def _fit(job: Job, model, callbacks) -> None:
     given = keras.tree.flatten(arguments.pop("callbacks", None) or ())
     if any(str(getattr(each, "monitor", "")).startswith("val_") for each in given):
         data = job.validation_data
+        if data is None and not arguments.get("validation_split"):
+            data = job.train
         arguments["validation_data"] = data() if callable(data) else data
     # Those of the search first: they bring back a state that the others should see.
     model.fit(x, callbacks=[*callbacks, *given], **arguments)
