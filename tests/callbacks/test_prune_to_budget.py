@@ -428,11 +428,33 @@ def test_denser_masks_brought_back_by_early_stopping_are_warned_of(make_vgg, ima
         train(model, images, first, prune, epochs=2)
 
 
-def test_data_that_can_be_read_once_are_refused(images):
-    batches = iter([images])
+@pytest.mark.parametrize(
+    "read_once",
+    [iter, lambda data: (x for x in data), itertools.chain, zip]
+    + [lambda data: iter(tf.data.Dataset.from_tensor_slices(data[0]).batch(8))],
+)
+def test_data_that_can_be_read_once_are_refused(images, read_once):
+    batches = read_once([images])
     with pytest.raises(ValueError, match="`data` is read at each update"):
         PruneToBudget("taylor", HALF, data=batches)
-    assert len(list(batches)) == 1
+    assert list(batches)
+
+
+def test_loaders_that_begin_anew_are_taken(make_vgg, images):
+    class Loader:
+        def __iter__(self):
+            self.left = [images, images]
+            return self
+
+        def __next__(self):
+            if not self.left:
+                raise StopIteration
+            return self.left.pop()
+
+    prune = PruneToBudget("taylor", HALF, Periodic(0, 8, 4), data=Loader())
+    model = wrapped(make_vgg())
+    train(model, images, prune, epochs=1)
+    assert flops_reduction(model) >= 0.5
 
 
 def test_importance_that_needs_data_is_refused():

@@ -185,6 +185,17 @@ def test_snapshots_beside_a_budget_that_is_met_at_once(model, data, tmp_path, is
         train(model, data, *callbacks, epochs=1)
 
 
+def test_snapshots_in_a_list_of_callbacks_that_is_used_twice(model, data, tmp_path):
+    snapshots = Snapshots(tmp_path / "{flops_reduction}.keras", [0.3])
+    prune = PruneToBudget("magnitude", HALF, tfprune.schedules.OneShot(0))
+    each = keras.callbacks.CallbackList(
+        [prune, snapshots], add_history=True, model=model, epochs=1, steps=6
+    )
+    model.fit(dataset(data), verbose=0, callbacks=each)
+    with pytest.raises(FileExistsError, match="0.3"):
+        model.fit(dataset(data), verbose=0, callbacks=each)
+
+
 @pytest.mark.parametrize(
     ("path", "points"),
     [

@@ -13,6 +13,8 @@ from tfprune.schedules import Polynomial
 from tfprune.selection import select
 from tfprune.weight_cuts import without_pattern
 
+# Whose iterators never begin anew, as a loader's with an `__iter__` of its own may.
+_READ_ONCE = {"builtins", "itertools", "tensorflow", "keras"}
 # Kept layers in a summary; more of them would hide what it says.
 MOST_LISTED = 8
 
@@ -211,7 +213,8 @@ class PruneToBudget(BudgetedCallback):
 def _check_data(importance, data):
     if data is not None:
         check_batches("data", data)
-        if isinstance(data, Iterator):
+        home = type(data).__module__.split(".")[0]
+        if isinstance(data, Iterator) and home in _READ_ONCE:
             raise ValueError(
                 "`data` is read at each update, and can be read only once. Received: "
                 f"a {type(data).__name__}. Pass a `tf.data.Dataset` or a list of "

@@ -85,6 +85,10 @@ class Snapshots(training.PruningCallback):
                 f"and there is {old[0]}. Choose another one or remove them."
             )
 
+    def on_train_end(self, logs=None):
+        # A `keras.callbacks.CallbackList` of a user's own sets the model only once.
+        self._written = set()
+
     def on_masks_change(self, model, removed):
         """Called by the callback that prunes, when it has closed gates.
 
