@@ -1,6 +1,7 @@
 """Regularizers in closed form: values, gradients, what their minima look like."""
 
 import itertools
+import sys
 
 import keras
 import numpy as np
@@ -200,6 +201,19 @@ def test_push_of_a_schedule():
     assert push(1.0, [0.1, 0.2, 0.3], 3) == pytest.approx(0.6)
 
 
+def test_push_of_steps_that_a_division_gives():
+    assert push(1.0, 0.1, 30 * 50_000 / 128) == push(1.0, 0.1, 11_718)
+
+
+def test_push_of_many_rates_looks_at_them_together(monkeypatch):
+    seen = []
+    # The function hides the module of its name.
+    module = sys.modules[push.__module__]
+    monkeypatch.setattr(module, "check_number", lambda *args: seen.append(args))
+    assert push(1.0, np.full(1000, 0.1), 1000) == pytest.approx(100)
+    assert len(seen) < 9
+
+
 def test_the_papers_push_in_a_shorter_run():
     # ResNet-56: 200 epochs of 782 steps of 64 images.
     rates = np.repeat([0.01, 0.1, 0.02, 0.004, 0.0008], np.array([1, 59, 60, 40, 40]))
@@ -214,8 +228,8 @@ def test_the_papers_push_in_a_shorter_run():
     ("arguments", "message"),
     [
         ((1e-4, 0.1, 100, 1.0), "`momentum` must lie"),
-        ((1e-4, 0.1, 0), "`steps` must be an int of at least 1"),
-        ((1e-4, 0.1, 10.5), "`steps` must be an int"),
+        ((1e-4, 0.1, 0), "`steps` must be at least 1"),
+        ((1e-4, 0.1, np.inf), "`steps` must be at least 1"),
         ((-1.0, 0.1, 100), "`strength` must be at least 0"),
         ((1e-4, -0.1, 100), "`learning_rate` must be at least 0"),
         ((1e-4, None, 100), "`learning_rate` must be at least 0"),

@@ -7,7 +7,7 @@ from tfprune.checks import check_integer, check_number
 
 
 def push(
-    strength, learning_rate, steps: int, momentum: float = 0.0, start: int = 0
+    strength, learning_rate, steps: float, momentum: float = 0.0, start: int = 0
 ) -> float:
     """Returns how far a constant pull of 1 times `strength` moves a weight with SGD.
 
@@ -21,7 +21,8 @@ def push(
         strength: float, the regularizer's.
         learning_rate: float, `LearningRateSchedule`, or the learning rates of the
             steps.
-        steps: int: optimizer steps of the run.
+        steps: number of optimizer steps of the run, such as `epochs * images / batch`;
+            rounded down.
         momentum: float, the optimizer's.
         start: int: steps before the run, which a `LearningRateSchedule` has behind it.
 
@@ -37,21 +38,21 @@ def push(
     """
     check_number("strength", strength, "[0, inf)")
     check_number("momentum", momentum, "[0, 1)")
-    check_integer("steps", steps, 1)
+    check_number("steps", steps, "[1, inf)", "the optimizer steps of the run")
     check_integer("start", start, 0)
     total = _sum_of_rates(learning_rate, int(steps), start)
     return float(strength * total / (1 - momentum))
 
 
 def strength_for_push(
-    wanted: float, learning_rate, steps: int, momentum: float = 0.0
+    wanted: float, learning_rate, steps: float, momentum: float = 0.0
 ) -> float:
     """Returns the strength that has a push, for a run of another length or rate.
 
     Args:
         wanted: float: the push; 1.5 to 3 for `Polarization`.
         learning_rate: as for `push`.
-        steps: int: optimizer steps of the run.
+        steps: as for `push`.
         momentum: float, the optimizer's.
 
     Raises:
@@ -79,8 +80,11 @@ def _sum_of_rates(learning_rate, steps: int, start: int) -> float:
         places = start + np.unique(np.linspace(0, steps - 1, 1000).astype(int))
         rates = [float(learning_rate(place)) for place in places.tolist()]
         return float(np.mean(rates) * steps)
-    for rate in np.ravel(learning_rate).tolist():
-        check_number("learning_rate", rate, "[0, inf)")
+    rates = np.ravel(learning_rate)
+    is_numeric = rates.dtype.kind in "fiu"
+    if not (is_numeric and ((rates >= 0) & np.isfinite(rates)).all()):
+        for rate in rates.tolist():
+            check_number("learning_rate", rate, "[0, inf)")
     if np.ndim(learning_rate):
         if len(learning_rate) != steps:
             raise ValueError(
