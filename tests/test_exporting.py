@@ -121,7 +121,9 @@ def test_artefacts_need_no_tfprune(make_residual, images, tmp_path):
     tfprune.export(gated, tmp_path / "small.keras", format="keras")
     np.save(tmp_path / "x.npy", images[0])
     code = (
-        "import os, sys; sys.modules['tfprune'] = None; os.chdir(sys.argv[1])\n"
+        "import os, sys; os.chdir(sys.argv[1])\n"
+        "for name in ('tfprune', 'matplotlib', 'pandas', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
         "import keras, numpy as np, tensorflow as tf\n"
         "x = np.load('x.npy')\n"
         "artefact = tf.saved_model.load('small')\n"
