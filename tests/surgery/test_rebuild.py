@@ -198,6 +198,15 @@ def test_what_was_set_on_variables_survives(kind):
     assert b.bias.constraint is None
 
 
+def test_new_weights_for_an_attention_with_lora():
+    """Its config does not say so."""
+    inputs, attention = layers.Input((5, 8)), layers.MultiHeadAttention(2, 4)
+    model = keras.Model(inputs, attention(inputs, inputs))
+    attention.query_dense.enable_lora(2)
+    twin = tfprune.compact(model, {}, reinitialize=True)
+    assert twin.layers[1].query_dense.lora_rank == 2
+
+
 def test_a_term_made_for_one_shape_is_left_off_another():
     model = keras.Model(inputs := image(), head(conv(8, "a")(inputs)))
     kernel = model.get_layer("a").kernel

@@ -239,6 +239,7 @@ def with_new_weights(model):
         if not getattr(old, "trainable_variables", None):
             copy_state(old, twin)
         else:
+            alter_kernels(old, twin)
             copy_terms(old, list(_paired(old.variables, twin.variables)))
     return new
 
